@@ -1,0 +1,103 @@
+"""GLM: a block language model (Du et al. 2022, arXiv:2103.10360) with Megatron-style tensor parallelism.
+
+Axes: b batch, s sequence, h hidden, v padded vocabulary, p model-parallel ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.attention import prefix_mask
+from model.config import INIT_STD, ModelConfig
+from model.parallel.groups import get_model_parallel_world_size
+from model.parallel.layers import VocabParallelEmbedding, normal_init
+from model.parallel.mappings import copy_to_model_parallel_region, gather_from_model_parallel_region
+from model.parallel.sharding import mark_replicated_parameters
+from model.taps import Hook, TapRequest
+from model.transformer import Transformer
+
+
+class GLMModel(nn.Module):
+    """Word embedding, transformer, tied output layer.
+
+    Args:
+        config: sizes.
+        parallel_output: return this rank's slice of the logits (v/p columns) instead of all of them.
+        output_predict: return logits; False returns the final hidden states.
+
+    Raises:
+        ValueError: sizes that do not divide, by flag name.
+    """
+
+    def __init__(self, config: ModelConfig, *, parallel_output: bool = True, output_predict: bool = True) -> None:
+        super().__init__()
+        config.check(get_model_parallel_world_size())
+        self.config = config
+        self.parallel_output = parallel_output
+        self.output_predict = output_predict
+        self.word_embeddings = VocabParallelEmbedding(config.vocab_size, config.hidden_size, normal_init(INIT_STD))
+        self.transformer = Transformer(config)
+        mark_replicated_parameters(self)
+
+    @property
+    def word_embedding_weight(self) -> torch.Tensor:
+        """This rank's rows of the word table, [v/p, h]."""
+        return self.word_embeddings.weight
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor, *,
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
+                ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """One pass.
+
+        Args:
+            input_ids: int64 [b, s], part A followed by part B.
+            position_ids: int64 [b, 2, s] (position, block position), or [b, s] without block positions.
+            attention_mask: [b], the length of part A ("sep"), or a ready 0/1 mask [b or 1, 1 or n, s, s].
+            hook: nested dict of wanted inner tensors (see :mod:`model.taps`); its leaf values are not read.
+            hook_op: nested dict of callables that replace a tensor; they may run again when activations are
+                recomputed, so they must be deterministic and free of side effects.
+
+        Returns:
+            (output, inter_vars): output is logits [b, s, v/p] or [b, s, v], or hidden states [b, s, h]; inter_vars
+            are the wanted tensors in the order of ``TapRequest.from_hook(hook, num_layers).names``. Floating taps are
+            at least fp32, but for ``logits_parallel``, which keeps the model's dtype: it is the one that is too large
+            to copy, and every loss raises it chunk by chunk.
+        """
+        request = TapRequest.from_hook(hook, self.config.num_layers)
+        operations = hook_op or {}
+        if callable(operations.get("input_ids")):
+            input_ids = operations["input_ids"](input_ids=input_ids)
+        words = self.word_embeddings(input_ids)
+        taps: dict[str, torch.Tensor] = {}
+        if "words_embeddings" in request:
+            taps["words_embeddings"] = words
+        if "position_ids" in request:
+            taps["position_ids"] = position_ids
+        mask = prefix_mask(attention_mask, *input_ids.shape)
+        hidden, inner = self.transformer(words, position_ids, mask, request, operations.get("transformer") or {})
+        taps.update(inner)
+        output = hidden
+        if self.output_predict or "logits_parallel" in request:
+            logits = F.linear(copy_to_model_parallel_region(hidden), self.word_embeddings.weight)  # [b, s, v/p]
+            if "logits_parallel" in request:
+                taps["logits_parallel"] = logits
+            if self.output_predict:
+                output = logits if self.parallel_output else gather_from_model_parallel_region(logits)
+        return output, tuple(_raise_dtype(name, taps[name]) for name in request.names)
+
+    def freeze_transformer(self, tune_prefix_layers: int | None = None) -> None:
+        """Train nothing of the backbone, except the first ``tune_prefix_layers`` layers if given."""
+        self.requires_grad_(False)
+        for layer in list(self.transformer.layers)[:tune_prefix_layers or 0]:
+            layer.requires_grad_(True)
+
+
+def _raise_dtype(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if name != "logits_parallel" and tensor.dtype in (torch.float16, torch.bfloat16):
+        return tensor.float()
+    return tensor

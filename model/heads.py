@@ -1,0 +1,153 @@
+"""What stands on top of the backbone in fine-tuning.
+
+Axes: b samples, c choices, k labels, s sequence, v padded vocabulary. Multi-choice inputs [b, c, s] are flattened to
+[b c, s] inside, so tapped tensors have b c rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from model.taps import Hook
+
+HeadOutput = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
+
+
+def multi_token_scores(logits: torch.Tensor, target_ids: torch.Tensor, logit_mask: torch.Tensor,
+                       length_penalty: float = 0.0) -> torch.Tensor:
+    """Log-probability of each answer.
+
+    Args:
+        logits: [n, s, v], whole vocabulary.
+        target_ids, logit_mask: [n, s]; the mask marks the tokens of the answer.
+        length_penalty: above 0, the sum is divided by (number of answer tokens) ^ length_penalty.
+
+    Returns:
+        [n], fp32 or better.
+    """
+    rows, columns = logit_mask.nonzero(as_tuple=True)
+    # Only the answer's positions are normalised: they are few, and a log-softmax of all would double the logits.
+    picked = _at_least_float32(logits[rows, columns]).log_softmax(dim=-1)
+    token_scores = picked.gather(-1, target_ids[rows, columns].unsqueeze(-1)).squeeze(-1)
+    scores = token_scores.new_zeros(logits.shape[0]).index_add(0, rows, token_scores)
+    if length_penalty > 0.0:
+        scores = scores / logit_mask.sum(-1).to(scores.dtype) ** length_penalty
+    return scores
+
+
+def single_token_scores(logits: torch.Tensor, sep: torch.Tensor, target_ids: torch.Tensor,
+                        take_log_softmax: bool = False) -> torch.Tensor:
+    """Scores of single-word labels.
+
+    Args:
+        logits: [b, s, v], whole vocabulary; the row at ``sep`` [b] (the start-of-piece token) decides.
+        target_ids: [b, k], the verbalizer ids.
+        take_log_softmax: log-probabilities over v instead of raw logits (``--adapet``).
+
+    Returns:
+        [b, k], fp32 or better.
+    """
+    rows = _at_least_float32(logits[torch.arange(len(logits), device=logits.device), sep])
+    return (rows.log_softmax(dim=-1) if take_log_softmax else rows).gather(-1, target_ids)
+
+
+class _ClozeHead(nn.Module):
+    """A head without parameters; its checkpoint names are those of the backbone, without a prefix."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(state_dict, *args, **kwargs)
+
+
+class MultiTokenCloze(_ClozeHead):
+    """Each choice is scored by the log-probability of its tokens in the blank."""
+
+    def __init__(self, model: nn.Module, length_penalty: float = 0.0) -> None:
+        super().__init__(model)
+        self.length_penalty = length_penalty
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
+                target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
+        """ids [b, c, s] (or [n, s]), sep [b, c], targets and their mask [b, c, s] -> scores [b, c] (or [n])."""
+        leading = input_ids.shape[:-1]
+        logits, inter_vars = self.model(
+            input_ids.flatten(0, -2), position_ids.flatten(0, len(leading) - 1), attention_mask.flatten(),
+            hook=hook, hook_op=hook_op)
+        if target_ids is None or logit_mask is None:
+            return logits, inter_vars
+        scores = multi_token_scores(
+            logits, target_ids.flatten(0, -2), logit_mask.flatten(0, -2), self.length_penalty)
+        return scores.view(leading), inter_vars
+
+
+class SingleTokenCloze(_ClozeHead):
+    """Each label is scored by the logit of its one word in the blank."""
+
+    def __init__(self, model: nn.Module, take_log_softmax: bool = False) -> None:
+        super().__init__(model)
+        self.take_log_softmax = take_log_softmax
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
+                target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
+        """ids [b, s], sep [b], verbalizer ids [b, k] -> scores [b, k]. ``logit_mask`` is not used."""
+        logits, inter_vars = self.model(input_ids, position_ids, attention_mask, hook=hook, hook_op=hook_op)
+        if target_ids is None:
+            return logits, inter_vars
+        return single_token_scores(logits, attention_mask, target_ids, self.take_log_softmax), inter_vars
+
+
+class SequenceClassification(nn.Module):
+    """Pooled hidden state -> tanh layer -> dropout -> linear layer.
+
+    Args:
+        model: a backbone that returns hidden states (``output_predict=False``).
+        num_classes: k outputs per sample; None: one output per choice, reshaped to [b, c].
+        pool_token: ``cls`` position 0, ``pad`` the last token of part A, ``start`` the position after it.
+    """
+
+    def __init__(self, model: nn.Module, hidden_size: int, num_classes: int | None, output_dropout: float = 0.1,
+                 pool_token: str = "cls") -> None:
+        super().__init__()
+        if pool_token not in ("start", "pad", "cls"):
+            raise ValueError(f"--pool-token must be start, pad or cls (got {pool_token!r})")
+        self.model = model
+        self.num_classes = num_classes
+        self.pool_token = pool_token
+        self.pool_layer = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(output_dropout)
+        self.multichoice_head = nn.Linear(hidden_size, num_classes or 1)
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
+                target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
+        """ids [b, s] or [b, c, s], sep [b] or [b, c] -> scores [b, k] or [b, c]. Targets are not used."""
+        leading = input_ids.shape[:-1]
+        sep = attention_mask.flatten()
+        hidden, inter_vars = self.model(
+            input_ids.flatten(0, -2), position_ids.flatten(0, len(leading) - 1), sep, hook=hook, hook_op=hook_op)
+        scores = self.classify(hidden, sep)
+        if self.num_classes is None:
+            scores = scores.view(leading)
+        return _at_least_float32(scores), inter_vars
+
+    def classify(self, hidden: torch.Tensor, sep: torch.Tensor) -> torch.Tensor:
+        """hidden [n, s, h], sep [n] -> [n, k]."""
+        offset = {"cls": torch.zeros_like(sep), "pad": sep - 1, "start": sep}[self.pool_token]
+        pooled = hidden[torch.arange(len(hidden), device=hidden.device), offset]
+        return self.multichoice_head(self.dropout(torch.tanh(self.pool_layer(pooled))))
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()

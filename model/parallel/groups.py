@@ -1,0 +1,115 @@
+"""Who is in which process group.
+
+With 8 ranks and model-parallel size 2 the model-parallel groups are consecutive ranks, [0 1] [2 3] [4 5] [6 7], and the
+data-parallel groups take every second rank, [0 2 4 6] [1 3 5 7]. Neighbouring ranks sit on one node, where the
+frequent model-parallel collectives are cheap.
+
+Everything works without a process group: one process is rank 0 of a group of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class ParallelState:
+    """Position of this process. The groups are None where torch.distributed is not initialised."""
+
+    model_group: dist.ProcessGroup | None
+    model_rank: int
+    model_size: int
+    data_group: dist.ProcessGroup | None
+    data_rank: int
+    data_size: int
+
+
+_SINGLE = ParallelState(None, 0, 1, None, 0, 1)
+_state: ParallelState | None = None
+
+
+def initialize_model_parallel(model_parallel_size: int = 1) -> None:
+    """Create the groups. Every rank of the world has to call it; the order of creation is the same on all ranks.
+
+    Raises:
+        ValueError: the world size is not a multiple of ``model_parallel_size``.
+        RuntimeError: called twice without :func:`destroy_model_parallel`.
+    """
+    global _state
+    if _state is not None:
+        raise RuntimeError("the model-parallel groups exist already; call destroy_model_parallel() first")
+    if not dist.is_initialized():
+        if model_parallel_size != 1:
+            raise ValueError(
+                f"--model-parallel-size={model_parallel_size} needs {model_parallel_size} processes, there is 1; "
+                f"launch with `deepspeed --num_gpus={model_parallel_size} …` or `torchrun`")
+        _state = _SINGLE
+        return
+    world_size, rank = dist.get_world_size(), dist.get_rank()
+    if world_size % model_parallel_size != 0:
+        raise ValueError(
+            f"--model-parallel-size={model_parallel_size} does not divide the number of processes ({world_size}); "
+            f"launch a multiple of {model_parallel_size} processes")
+    data_group = model_group = None
+    for start in range(model_parallel_size):
+        ranks = list(range(start, world_size, model_parallel_size))
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            data_group = group
+    for start in range(0, world_size, model_parallel_size):
+        ranks = list(range(start, start + model_parallel_size))
+        group = dist.new_group(ranks)
+        if rank in ranks:
+            model_group = group
+    _state = ParallelState(
+        model_group, rank % model_parallel_size, model_parallel_size,
+        data_group, rank // model_parallel_size, world_size // model_parallel_size)
+
+
+def destroy_model_parallel() -> None:
+    """Forget the groups (the process group itself is left to whoever made it)."""
+    global _state
+    _state = None
+
+
+def is_initialized() -> bool:
+    return _state is not None
+
+
+def parallel_state() -> ParallelState:
+    """The current position; that of a single process before :func:`initialize_model_parallel`."""
+    return _state or _SINGLE
+
+
+# The six names below are what DeepSpeed asks its ``mpu`` object for: this module is that object.
+
+def get_model_parallel_rank() -> int:
+    return parallel_state().model_rank
+
+
+def get_model_parallel_world_size() -> int:
+    return parallel_state().model_size
+
+
+def get_model_parallel_group() -> dist.ProcessGroup | None:
+    return parallel_state().model_group
+
+
+def get_data_parallel_rank() -> int:
+    return parallel_state().data_rank
+
+
+def get_data_parallel_world_size() -> int:
+    return parallel_state().data_size
+
+
+def get_data_parallel_group() -> dist.ProcessGroup | None:
+    return parallel_state().data_group
+
+
+def get_model_parallel_src_rank() -> int:
+    """Global rank of the first rank of this model-parallel group, the one that reads data."""
+    state = parallel_state()
+    return state.data_rank * state.model_size
