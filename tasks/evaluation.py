@@ -1,0 +1,95 @@
+"""From scores to predictions, metrics, the best epoch and prediction files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from tasks.data import Batch, EvalSet
+from tasks.examples import Example, nearest
+from tasks.losses import mask_choices
+from tasks.spec import TaskSpec
+
+#: Choices of an example that are scored at a time; a bound on memory, without influence on the scores.
+CHOICES_AT_A_TIME = 10
+
+
+def choice_chunks(batch: Batch, spec: TaskSpec, size: int = CHOICES_AT_A_TIME) -> Iterator[Batch]:
+    """The batch in parts of at most ``size`` choices; one part where a sample is one row. ``label`` stays as it is."""
+    if not spec.is_multi_choice:
+        yield batch
+        return
+    for start in range(0, batch["text"].shape[1], size):
+        yield {name: tensor if name == "label" else tensor[:, start:start + size] for name, tensor in batch.items()}
+
+
+def score_batch(score: Callable[[Batch], torch.Tensor], batch: Batch, spec: TaskSpec,
+                size: int = CHOICES_AT_A_TIME) -> torch.Tensor:
+    """Scores [b, c] of a batch; ``score`` gives them for a part of it with at most ``size`` choices."""
+    return torch.cat([score(part) for part in choice_chunks(batch, spec, size)], dim=1)
+
+
+def predict(scores: torch.Tensor, choice_mask: torch.Tensor | None, spec: TaskSpec) -> torch.Tensor:
+    """Index of the best real choice (or class) of each sample, [b], from scores [b, c]."""
+    return mask_choices(scores, choice_mask if spec.variable_num_choices else None).argmax(dim=-1)
+
+
+def merge_predictions(eval_set: EvalSet, parts: Sequence[Mapping[str, int]]) -> list[int]:
+    """Predictions of all ranks (guid -> index), in the order of the examples; ValueError if one is missing."""
+    merged = {uid: prediction for part in parts for uid, prediction in part.items()}
+    missing = [example.guid for example in eval_set.examples if example.guid not in merged]
+    if missing:
+        raise ValueError(f"{len(missing)} of {len(eval_set.examples)} examples of {eval_set.name} have no prediction, "
+                         f"the first is {missing[0]!r}; collect the parts of all data-parallel ranks")
+    return [merged[example.guid] for example in eval_set.examples]
+
+
+def compute_metrics(spec: TaskSpec, examples: Sequence[Example], predictions: Sequence[int]) -> dict[str, float]:
+    """All metrics of the task, in its order."""
+    labels = [spec.label_index(example) for example in examples]
+    return {name: metric(predictions, labels, examples) for name, metric in spec.metrics.items()}
+
+
+def average_scores(scores: Sequence[tuple[int, Mapping[str, float]]]) -> dict[str, float]:
+    """The scores of several sets (number of examples, metrics), weighted by their numbers of examples."""
+    total = sum(count for count, _ in scores)
+    return {name: sum(count * one[name] for count, one in scores) / total for name in scores[0][1]}
+
+
+def validation_metric(spec: TaskSpec, wanted: str | None = None) -> str:
+    """The metric that decides which epoch is best: ``--validation-metric``, or the first one of the task."""
+    if wanted is not None and wanted not in spec.metrics:
+        raise ValueError(f"--validation-metric={wanted}: task {spec.name} has "
+                         f"{', '.join(spec.metrics)}{nearest(wanted, spec.metrics)}")
+    return wanted or next(iter(spec.metrics))
+
+
+def is_better(score: float, best: float | None) -> bool:
+    """Whether a score becomes the best: the first always, then only strictly greater ones."""
+    return best is None or score > best
+
+
+def prediction_lines(spec: TaskSpec, examples: Sequence[Example],
+                     predictions: Sequence[int]) -> list[dict[str, object]]:
+    """What the official evaluation wants: ``{"idx", "label"}`` for each example, in order."""
+    return [{"idx": example.idx, "label": spec.predicted_label(example, prediction)}
+            for example, prediction in zip(examples, predictions, strict=True)]
+
+
+def write_predictions(folder: Path, spec: TaskSpec, eval_set: EvalSet, predictions: Sequence[int]) -> Path:
+    """Writes ``<task>-<split>.jsonl`` (whole or not at all) and returns its path."""
+    path = folder / f"{spec.name}-{eval_set.name}.jsonl"
+    lines = prediction_lines(spec, eval_set.examples, predictions)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def results_line(scores: Mapping[str, float], kind: str, epoch: int | None = None) -> dict[str, object]:
+    """The content of ``results.json`` (kind "validation", with the epoch) and ``test_results.json`` (kind "test")."""
+    return {**scores, "type": kind, **({} if epoch is None else {"epoch": epoch})}
