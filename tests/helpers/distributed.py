@@ -1,7 +1,7 @@
 """One pool of gloo worker processes for the whole test run.
 
-``run_distributed(fn, world_size, ...)`` runs a module-level function on ranks ``0 .. world_size - 1``. The processes come
-from a fork server that has imported torch, so the first call costs about two seconds and a further one some
+``run_distributed(fn, world_size, ...)`` runs a module-level function on ranks ``0 .. world_size - 1``. The processes
+come from a fork server that has imported torch, so the first call costs about two seconds and a further one some
 milliseconds; they are kept between calls and ended with the test run. Every call gets a fresh process group.
 """
 
