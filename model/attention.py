@@ -60,18 +60,21 @@ class ParallelSelfAttention(nn.Module):
         super().__init__()
         parallel_size = get_model_parallel_world_size()
         self.num_heads_per_partition = divide(config.num_attention_heads, parallel_size, "number of attention heads")
-        self.head_size = divide(config.hidden_size, config.num_attention_heads, "hidden size")
+        self.head_size = divide(config.attention_size, config.num_attention_heads, "attention width")
         self.attention_scale = config.attention_scale
         self.dropout_p = config.attention_dropout
         # The three thirds of the output are Q, K and V; inside a third, head i owns rows i d ... (i + 1) d.
         self.query_key_value = ColumnParallelLinear(
-            config.hidden_size, 3 * config.hidden_size, init=normal_init(INIT_STD), spec=QKV_ROWS)
-        self.dense = RowParallelLinear(
-            config.hidden_size, config.hidden_size, init=normal_init(INIT_STD / math.sqrt(2.0 * config.num_layers)))
+            config.hidden_size, 3 * config.attention_size, init=normal_init(INIT_STD), spec=QKV_ROWS)
+        output_init = normal_init(INIT_STD / math.sqrt(2.0 * config.num_layers))
+        self.dense = RowParallelLinear(config.attention_size, config.attention_size, init=output_init)
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, wanted: tuple[str, ...], record: Record) -> torch.Tensor:
-        """x [b, s, h], mask bool [b or 1, 1 or n, s, s] -> [b, s, h]. Tensors named in ``wanted`` go to ``record``."""
+        """x [b, s, h], mask bool [b or 1, 1 or n, s, s] -> [b, s, h] (width i in a bottleneck).
+
+        Tensors named in ``wanted`` go to ``record``.
+        """
         mixed = self.query_key_value(x).chunk(3, dim=-1)  # 3 x [b, s, h/p]
         query, key, value = (self._split_heads(part) for part in mixed)  # [b, n/p, s, d]
         for name, whole, heads in zip(("query", "key", "value"), mixed, (query, key, value), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,13 @@ class ModelConfig:
         block_position_encoding: the second position table (``--block-lm`` without ``--masked-lm``).
         attention_scale: above 1, scores are formed from queries and keys divided by it (for fp16 range).
         checkpoint_activations, checkpoint_num_layers: recompute chunks of so many layers in the backward pass.
+        inverted_bottleneck_mode, ib_hidden_size, ib_ffn_num: run attention and feed-forward at this width, with so many
+            feed-forward blocks a layer.
+        ib_word_emb: above 0, join so many columns of three neighbouring word vectors.
+        compress_word_emb: above 0, width of the word table.
+        cross_layer_parameter_sharing: one layer that runs num_layers times.
+        map_vocab_size: above 0, rows of the compact word table (see :mod:`model.vocab_map`).
+        unmap_vocab_output: logits over these rows instead of all token ids.
     """
 
     num_layers: int
@@ -38,10 +46,34 @@ class ModelConfig:
     attention_scale: float = 1.0
     checkpoint_activations: bool = False
     checkpoint_num_layers: int = 1
+    inverted_bottleneck_mode: bool = False
+    ib_hidden_size: int = 128
+    ib_ffn_num: int = 4
+    ib_word_emb: int = 0
+    compress_word_emb: int = 0
+    cross_layer_parameter_sharing: bool = False
+    map_vocab_size: int = 0
+    unmap_vocab_output: bool = False
 
     @property
-    def head_size(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    def attention_size(self) -> int:
+        """Width of attention and feed-forward inside a layer."""
+        return self.ib_hidden_size if self.inverted_bottleneck_mode else self.hidden_size
+
+    @property
+    def word_embedding_size(self) -> int:
+        """Width of the word table."""
+        return self.compress_word_emb or self.hidden_size
+
+    @property
+    def num_word_rows(self) -> int:
+        """Rows of the word table over all ranks."""
+        return self.map_vocab_size or self.vocab_size
+
+    @property
+    def output_size(self) -> int:
+        """Columns of the logits over all ranks."""
+        return self.num_word_rows if self.unmap_vocab_output else self.vocab_size
 
     @property
     def num_position_rows(self) -> int:
@@ -53,9 +85,10 @@ class ModelConfig:
         for name in ("num_layers", "hidden_size", "num_attention_heads", "max_position_embeddings", "vocab_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{flag(name)} must be at least 1 (got {getattr(self, name)})")
-        if self.hidden_size % self.num_attention_heads != 0:
+        width = "ib_hidden_size" if self.inverted_bottleneck_mode else "hidden_size"
+        if self.attention_size % self.num_attention_heads != 0:
             raise ValueError(
-                f"{flag('hidden_size')} {self.hidden_size} is not divisible by "
+                f"{flag(width)} {self.attention_size} is not divisible by "
                 f"{flag('num_attention_heads')} {self.num_attention_heads}")
         if self.num_attention_heads % model_parallel_size != 0:
             raise ValueError(
@@ -65,11 +98,31 @@ class ModelConfig:
             raise ValueError(
                 f"the padded vocabulary size {self.vocab_size} is not divisible by --model-parallel-size "
                 f"{model_parallel_size}; choose a --make-vocab-size-divisible-by that is a multiple of it")
+        self._check_compressed_forms(model_parallel_size, flag)
         if self.checkpoint_num_layers < 1:
             raise ValueError(f"--checkpoint-num-layers must be at least 1 (got {self.checkpoint_num_layers})")
         for name in ("attention_dropout", "hidden_dropout", "output_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1) (got {getattr(self, name)})")
+
+    def _check_compressed_forms(self, model_parallel_size: int, flag: Callable[[str], str]) -> None:
+        for name in ("hidden_size", "compress_word_emb", *(
+                ("ib_hidden_size",) if self.inverted_bottleneck_mode else ())):
+            if getattr(self, name) % model_parallel_size != 0:
+                raise ValueError(f"{flag(name)} {getattr(self, name)} is not divisible by --model-parallel-size "
+                                 f"{model_parallel_size}")
+        if self.inverted_bottleneck_mode and self.ib_ffn_num < 1:
+            raise ValueError(f"{flag('ib_ffn_num')} must be at least 1 (got {self.ib_ffn_num})")
+        if not 0 <= self.ib_word_emb <= self.hidden_size:
+            raise ValueError(f"{flag('ib_word_emb')} {self.ib_word_emb} must lie between 0 and "
+                             f"{flag('hidden_size')} {self.hidden_size}")
+        if self.map_vocab_size:
+            for what, size in (("kept", self.map_vocab_size), ("dropped", self.vocab_size - self.map_vocab_size)):
+                if size <= 0 or size % model_parallel_size != 0:
+                    raise ValueError(f"--map_vocab_size: {size} {what} tokens do not divide into "
+                                     f"--model-parallel-size {model_parallel_size} equal parts")
+        elif self.unmap_vocab_output:
+            raise ValueError("--unmap_vocab_output needs --map_vocab_size")
 
     @classmethod
     def from_args(cls, args: Any, **overrides: Any) -> ModelConfig:
@@ -85,10 +138,13 @@ class ModelConfig:
         return cls(**{**values, **overrides})
 
 
-def _flag_names(prefix: str) -> Any:
+_UNDERSCORE_FLAGS = ("ib_hidden_size", "ib_ffn_num", "ib_word_emb", "compress_word_emb")
+
+
+def _flag_names(prefix: str) -> Callable[[str], str]:
     if prefix:
         return lambda name: f"--{prefix}{name}"
-    return lambda name: f"--{name.replace('_', '-')}"
+    return lambda name: f"--{name if name in _UNDERSCORE_FLAGS else name.replace('_', '-')}"
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -14,12 +14,14 @@ from torch import nn
 
 from model.attention import prefix_mask
 from model.config import INIT_STD, ModelConfig
+from model.embeddings import add_width_maps, widen
 from model.parallel.groups import get_model_parallel_world_size
 from model.parallel.layers import VocabParallelEmbedding, normal_init
 from model.parallel.mappings import copy_to_model_parallel_region, gather_from_model_parallel_region
 from model.parallel.sharding import mark_replicated_parameters
 from model.taps import Hook, TapRequest
 from model.transformer import Transformer
+from model.vocab_map import VocabMap
 
 
 class GLMModel(nn.Module):
@@ -40,7 +42,10 @@ class GLMModel(nn.Module):
         self.config = config
         self.parallel_output = parallel_output
         self.output_predict = output_predict
-        self.word_embeddings = VocabParallelEmbedding(config.vocab_size, config.hidden_size, normal_init(INIT_STD))
+        self.word_embeddings = VocabParallelEmbedding(
+            config.num_word_rows, config.word_embedding_size, normal_init(INIT_STD))
+        self.vocab_map = VocabMap(config.vocab_size, config.map_vocab_size) if config.map_vocab_size else None
+        add_width_maps(self, config)
         self.transformer = Transformer(config)
         mark_replicated_parameters(self)
 
@@ -72,7 +77,8 @@ class GLMModel(nn.Module):
         operations = hook_op or {}
         if callable(operations.get("input_ids")):
             input_ids = operations["input_ids"](input_ids=input_ids)
-        words = self.word_embeddings(input_ids)
+        rows = self.vocab_map.rows_of(input_ids) if self.vocab_map is not None else input_ids
+        words = widen(self, self.config, self.word_embeddings(rows), attention_mask)
         taps: dict[str, torch.Tensor] = {}
         if "words_embeddings" in request:
             taps["words_embeddings"] = words
@@ -83,12 +89,28 @@ class GLMModel(nn.Module):
         taps.update(inner)
         output = hidden
         if self.output_predict or "logits_parallel" in request:
-            logits = F.linear(copy_to_model_parallel_region(hidden), self.word_embeddings.weight)  # [b, s, v/p]
+            logits = self._logits(hidden)
             if "logits_parallel" in request:
                 taps["logits_parallel"] = logits
             if self.output_predict:
                 output = logits if self.parallel_output else gather_from_model_parallel_region(logits)
         return output, tuple(_raise_dtype(name, taps[name]) for name in request.names)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[b, s, h] -> [b, s, v/p], or [b, s, k/p] over the rows of an unmapped compact vocabulary."""
+        if self.config.compress_word_emb:
+            hidden = self.decompress_emb_mlp(hidden)
+        table = self.word_embeddings.weight
+        if self.vocab_map is not None and not self.config.unmap_vocab_output:
+            table = self.vocab_map.expand(table)
+        return F.linear(copy_to_model_parallel_region(hidden), table)
+
+    def map_input_to_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids -> columns of the logits: labels and answers pass through this. Only an unmapped compact vocabulary
+        has other columns than ids."""
+        if self.vocab_map is None or not self.config.unmap_vocab_output:
+            return ids
+        return self.vocab_map.rows_of(ids)
 
     def freeze_transformer(self, tune_prefix_layers: int | None = None) -> None:
         """Train nothing of the backbone, except the first ``tune_prefix_layers`` layers if given."""

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 TOP_TAPS = ("words_embeddings", "position_ids", "logits_parallel")
 TRANSFORMER_TAPS = ("embeddings", "output")
 LAYER_TAPS = (
@@ -27,9 +29,9 @@ Hook = dict[Any, Any]
 
 
 def layer_hook(layers: Mapping[int, str | Sequence[str]]) -> Hook:
-    """A hook for tensors inside layers: ``layer_hook({5: ("attention_scores", "value_layer")})``; layers count from 0."""
+    """A hook for tensors inside layers: ``layer_hook({5: ("attention_scores", "value_layer")})``, layers from 0."""
     return {"transformer": {"layers": {
-        index: {name: None for name in ((names,) if isinstance(names, str) else names)}
+        index: dict.fromkeys((names,) if isinstance(names, str) else names)
         for index, names in layers.items()}}}
 
 
@@ -97,6 +99,12 @@ def has_tap(hook: Hook | None, *path: str | int) -> bool:
             return False
         node = node[key]
     return not isinstance(node, Mapping)
+
+
+def operate(operations: Mapping[str, Any] | None, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, or what the operation of that name makes of it; entries that are no callables are ignored."""
+    operation = (operations or {}).get(name)
+    return operation(**{name: tensor}) if callable(operation) else tensor
 
 
 def _leaf_paths(hook: Hook, prefix: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...]]:

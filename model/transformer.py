@@ -5,37 +5,21 @@ Axes: b batch, s sequence, h hidden, n heads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import ParallelSelfAttention, Record
+from model.attention import ParallelSelfAttention
+from model.bottleneck import BottleneckLayer
 from model.config import INIT_STD, LAYERNORM_EPSILON, ModelConfig
-from model.parallel.layers import ColumnParallelLinear, RowParallelLinear, normal_init
+from model.mlp import ParallelMLP
 from model.parallel.random import checkpoint_contexts
-from model.taps import TapRequest
+from model.taps import TapRequest, operate
 
 Operation = Callable[..., Any]
-
-
-class ParallelMLP(nn.Module):
-    """h -> 4h -> h with the tanh form of GELU."""
-
-    def __init__(self, width: int, num_layers: int, dropout: float) -> None:
-        super().__init__()
-        self.dense_h_to_4h = ColumnParallelLinear(width, 4 * width, init=normal_init(INIT_STD))
-        self.dense_4h_to_h = RowParallelLinear(
-            4 * width, width, init=normal_init(INIT_STD / math.sqrt(2.0 * num_layers)))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[b, s, h] -> [b, s, h]."""
-        return self.dropout(self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(x), approximate="tanh")))
 
 
 class TransformerLayer(nn.Module):
@@ -60,7 +44,7 @@ class TransformerLayer(nn.Module):
             if name in wanted:
                 taps[name] = tensor
 
-        normed = _operate(operations, "layernorm_output", self.input_layernorm(x))
+        normed = operate(operations, "layernorm_output", self.input_layernorm(x))
         record("layernorm_output", normed)
         x = x + self.attention(normed, mask, wanted, record)
         normed = self.post_attention_layernorm(x)
@@ -82,7 +66,10 @@ class Transformer(nn.Module):
             self.block_position_embeddings = nn.Embedding(config.num_position_rows, config.hidden_size)
             nn.init.normal_(self.block_position_embeddings.weight, std=INIT_STD)
         self.embedding_dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_layers))
+        layer = BottleneckLayer if config.inverted_bottleneck_mode else TransformerLayer
+        # With shared parameters there is one layer, which runs num_layers times.
+        num_modules = 1 if config.cross_layer_parameter_sharing else config.num_layers
+        self.layers = nn.ModuleList(layer(config) for _ in range(num_modules))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=LAYERNORM_EPSILON)
 
     def forward(self, words: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor, request: TapRequest,
@@ -95,11 +82,11 @@ class Transformer(nn.Module):
         if "transformer.embeddings" in request:
             taps["transformer.embeddings"] = x
         x = self.embedding_dropout(x)
-        layers: Sequence[nn.Module] = list(self.layers)
+        layers: Sequence[nn.Module] = list(self.layers) * (self.config.num_layers // len(self.layers))
         if callable(operations.get("self_layers")):
             layers = operations["self_layers"](self_layers=layers)
         x = self._run_layers(layers, x, mask, request, operations.get("layers") or {}, taps)
-        output = _operate(operations, "output", self.final_layernorm(x))
+        output = operate(operations, "output", self.final_layernorm(x))
         if "transformer.output" in request:
             taps["transformer.output"] = output
         return output, taps
@@ -132,11 +119,3 @@ class Transformer(nn.Module):
                      for number in numbers for name in request.layer_names(number)]
             taps.update(zip(names, extras, strict=True))
         return x
-
-
-def _operate(operations: Mapping[str, Any] | None, name: str, tensor: torch.Tensor) -> torch.Tensor:
-    operation = (operations or {}).get(name)
-    return operation(**{name: tensor}) if callable(operation) else tensor
-
-
-__all__ = ["ParallelMLP", "Record", "Transformer", "TransformerLayer"]

@@ -49,7 +49,7 @@ class VocabParallelEmbedding(nn.Module):
     Each rank looks up the ids it owns, puts zero elsewhere, and the sum over the group is the result.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, init: Init = normal_init(0.02)) -> None:
+    def __init__(self, num_embeddings: int, embedding_dim: int, init: Init = nn.init.xavier_normal_) -> None:
         super().__init__()
         state = parallel_state()
         self.num_embeddings = num_embeddings

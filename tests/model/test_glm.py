@@ -19,7 +19,7 @@ def forward(model: GLMModel, batch: dict[str, torch.Tensor], **kwargs):
 
 
 def all_taps(num_layers: int = 2):
-    return merge_hooks(layer_hook({i: LAYER_TAPS for i in range(num_layers)}),
+    return merge_hooks(layer_hook(dict.fromkeys(range(num_layers), LAYER_TAPS)),
                        {"words_embeddings": None, "position_ids": None, "logits_parallel": None,
                         "transformer": {"embeddings": None, "output": None}})
 
@@ -121,7 +121,7 @@ def test_attention_scale_keeps_the_numbers():
 def test_recomputation_gives_the_same_gradients_under_dropout_with_taps(chunk):
     """Both random states have to be put back for the recomputation, and tapped tensors must keep their gradient."""
     batch, gradients = tiny_lm_batch(), []
-    hook = merge_hooks(layer_hook({i: ("attention_scores", "tf_output") for i in range(3)}),
+    hook = merge_hooks(layer_hook(dict.fromkeys(range(3), ("attention_scores", "tf_output"))),
                        {"transformer": {"output": None}})
     for recompute in (False, True):
         model = tiny_glm(num_layers=3, attention_dropout=0.3, hidden_dropout=0.3, checkpoint_activations=recompute,

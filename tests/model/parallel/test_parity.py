@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from model.parallel.sharding import shard_spec_of
 from model.taps import layer_hook, merge_hooks
 from tests.helpers.distributed import run_distributed
 from tests.helpers.tiny_model import tiny_config, tiny_glm, tiny_lm_batch
+from tests.model.test_compressed import example_map
 
 pytestmark = pytest.mark.distributed
 
@@ -41,15 +44,18 @@ def load_whole(model: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
             parameter.copy_(spec.shard(state[name], get_model_parallel_rank(), get_model_parallel_world_size()))
 
 
-def model_case(state: dict[str, torch.Tensor], recompute: bool) -> dict[str, torch.Tensor]:
-    model = GLMModel(tiny_config(checkpoint_activations=recompute)).double()
+def model_case(state: dict[str, torch.Tensor], overrides: dict[str, Any]) -> dict[str, torch.Tensor]:
+    model = GLMModel(tiny_config(**overrides)).double()
     load_whole(model, state)
+    if model.vocab_map is not None:
+        model.vocab_map.set(example_map())
     batch = tiny_lm_batch()
     hook = merge_hooks(layer_hook({0: ("attention_scores", "mixed_value_layer", "tf_output")}),
                        {"transformer": {"output": None}})
     logits, (scores, values, layer_output, output) = model(
         batch["tokens"], batch["position_ids"], batch["attention_mask"], hook=hook)
-    rows = torch.arange(3 * 16 * 64, dtype=torch.float64).view(3, 16, 64).cos()
+    columns = model.config.output_size
+    rows = torch.arange(3 * 16 * columns, dtype=torch.float64).view(3, 16, columns).cos()
     local = rows.chunk(get_model_parallel_world_size(), -1)[get_model_parallel_rank()]
     # Tensors that are cut are summed over the group; replicated ones enter once.
     partial = (logits * local).sum() + scores.clamp(min=-50).square().sum() + values.pow(3).sum()
@@ -58,12 +64,22 @@ def model_case(state: dict[str, torch.Tensor], recompute: bool) -> dict[str, tor
     return {"loss": loss.detach(), "logits": all_gather_last(logits.detach()), **gathered(model)}
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "recomputed": {"checkpoint_activations": True},
+    "bottleneck": {"inverted_bottleneck_mode": True, "ib_hidden_size": 16, "ib_ffn_num": 2, "ib_word_emb": 8},
+    "factorised, shared": {"compress_word_emb": 8, "cross_layer_parameter_sharing": True},
+    "compact vocabulary": {"map_vocab_size": 32},
+    "compact vocabulary, unmapped": {"map_vocab_size": 32, "unmap_vocab_output": True, "compress_word_emb": 8},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("size", [2, 4])
-def test_model_is_independent_of_the_model_parallel_size(size, recompute):
-    state = tiny_glm().double().state_dict()
-    expected = model_case(state, recompute)
-    for result in run_distributed(model_case, size, state, recompute, model_parallel_size=size):
+def test_model_is_independent_of_the_model_parallel_size(size, form):
+    state = tiny_glm(**FORMS[form]).double().state_dict()
+    expected = model_case(state, FORMS[form])
+    for result in run_distributed(model_case, size, state, FORMS[form], model_parallel_size=size):
         for name, value in expected.items():
             torch.testing.assert_close(result[name], value, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
