@@ -56,7 +56,7 @@ class GLMModel(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor, *,
                 hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
-                ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+                output_positions: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """One pass.
 
         Args:
@@ -66,9 +66,12 @@ class GLMModel(nn.Module):
             hook: nested dict of wanted inner tensors (see :mod:`model.taps`); its leaf values are not read.
             hook_op: nested dict of callables that replace a tensor; they may run again when activations are
                 recomputed, so they must be deterministic and free of side effects.
+            output_positions: bool [b, s] with m places set: logits are formed there only. A cloze head reads a few
+                rows; the others would cost more than the whole body of a small model.
 
         Returns:
-            (output, inter_vars): output is logits [b, s, v/p] or [b, s, v], or hidden states [b, s, h]; inter_vars
+            (output, inter_vars): output is logits [b, s, v/p] or [b, s, v] ([m, ...] with ``output_positions``, row by
+            row), or hidden states [b, s, h]; inter_vars
             are the wanted tensors in the order of ``TapRequest.from_hook(hook, num_layers).names``. Floating taps are
             at least fp32, but for ``logits_parallel``, which keeps the model's dtype: it is the one that is too large
             to copy, and every loss raises it chunk by chunk.
@@ -88,16 +91,20 @@ class GLMModel(nn.Module):
         hidden, inner = self.transformer(words, position_ids, mask, request, operations.get("transformer") or {})
         taps.update(inner)
         output = hidden
-        if self.output_predict or "logits_parallel" in request:
-            logits = self._logits(hidden)
-            if "logits_parallel" in request:
-                taps["logits_parallel"] = logits
-            if self.output_predict:
-                output = logits if self.parallel_output else gather_from_model_parallel_region(logits)
+        if "logits_parallel" in request:
+            taps["logits_parallel"] = self._logits(hidden)
+        if self.output_predict:
+            logits = taps.get("logits_parallel")
+            if output_positions is None:
+                output = self._logits(hidden) if logits is None else logits
+            else:
+                output = self._logits(hidden[output_positions]) if logits is None else logits[output_positions]
+            if not self.parallel_output:
+                output = gather_from_model_parallel_region(output)
         return output, tuple(_raise_dtype(name, taps[name]) for name in request.names)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[b, s, h] -> [b, s, v/p], or [b, s, k/p] over the rows of an unmapped compact vocabulary."""
+        """[..., h] -> [..., v/p], or [..., k/p] over the rows of an unmapped compact vocabulary."""
         if self.config.compress_word_emb:
             hidden = self.decompress_emb_mlp(hidden)
         table = self.word_embeddings.weight

@@ -29,13 +29,19 @@ def multi_token_scores(logits: torch.Tensor, target_ids: torch.Tensor, logit_mas
     Returns:
         [n], fp32 or better.
     """
-    rows, columns = logit_mask.nonzero(as_tuple=True)
-    # Only the answer's positions are normalised: they are few, and a log-softmax of all would double the logits.
-    picked = _at_least_float32(logits[rows, columns]).log_softmax(dim=-1)
-    token_scores = picked.gather(-1, target_ids[rows, columns].unsqueeze(-1)).squeeze(-1)
-    scores = token_scores.new_zeros(logits.shape[0]).index_add(0, rows, token_scores)
+    is_answer = logit_mask.bool()
+    return answer_scores(logits[is_answer], target_ids, is_answer, length_penalty)
+
+
+def answer_scores(logits: torch.Tensor, target_ids: torch.Tensor, is_answer: torch.Tensor,
+                  length_penalty: float = 0.0) -> torch.Tensor:
+    """As :func:`multi_token_scores`, from the logits [m, v] of the m answer tokens alone, row by row."""
+    logp = _at_least_float32(logits).log_softmax(dim=-1)
+    token_scores = logp.gather(-1, target_ids[is_answer].unsqueeze(-1)).squeeze(-1)
+    rows = is_answer.nonzero(as_tuple=True)[0]
+    scores = token_scores.new_zeros(len(is_answer)).index_add(0, rows, token_scores)
     if length_penalty > 0.0:
-        scores = scores / logit_mask.sum(-1).to(scores.dtype) ** length_penalty
+        scores = scores / is_answer.sum(-1).to(scores.dtype) ** length_penalty
     return scores
 
 
@@ -51,8 +57,18 @@ def single_token_scores(logits: torch.Tensor, sep: torch.Tensor, target_ids: tor
     Returns:
         [b, k], fp32 or better.
     """
-    rows = _at_least_float32(logits[torch.arange(len(logits), device=logits.device), sep])
-    return (rows.log_softmax(dim=-1) if take_log_softmax else rows).gather(-1, target_ids)
+    return label_scores(logits[_one_position(sep, logits.shape[1])], target_ids, take_log_softmax)
+
+
+def label_scores(logits: torch.Tensor, target_ids: torch.Tensor, take_log_softmax: bool = False) -> torch.Tensor:
+    """As :func:`single_token_scores`, from the logits [b, v] of the deciding position alone."""
+    logits = _at_least_float32(logits)
+    return (logits.log_softmax(dim=-1) if take_log_softmax else logits).gather(-1, target_ids)
+
+
+def _one_position(sep: torch.Tensor, length: int) -> torch.Tensor:
+    """bool [b, s], True at position ``sep`` [b]."""
+    return torch.arange(length, device=sep.device)[None, :] == sep[:, None]
 
 
 class _ClozeHead(nn.Module):
@@ -81,13 +97,12 @@ class MultiTokenCloze(_ClozeHead):
                 hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
         """ids [b, c, s] (or [n, s]), sep [b, c], targets and their mask [b, c, s] -> scores [b, c] (or [n])."""
         leading = input_ids.shape[:-1]
-        logits, inter_vars = self.model(
-            input_ids.flatten(0, -2), position_ids.flatten(0, len(leading) - 1), attention_mask.flatten(),
-            hook=hook, hook_op=hook_op)
+        inputs = input_ids.flatten(0, -2), position_ids.flatten(0, len(leading) - 1), attention_mask.flatten()
         if target_ids is None or logit_mask is None:
-            return logits, inter_vars
-        scores = multi_token_scores(
-            logits, target_ids.flatten(0, -2), logit_mask.flatten(0, -2), self.length_penalty)
+            return self.model(*inputs, hook=hook, hook_op=hook_op)
+        is_answer = logit_mask.flatten(0, -2).bool()
+        logits, inter_vars = self.model(*inputs, hook=hook, hook_op=hook_op, output_positions=is_answer)
+        scores = answer_scores(logits, target_ids.flatten(0, -2), is_answer, self.length_penalty)
         return scores.view(leading), inter_vars
 
 
@@ -102,10 +117,12 @@ class SingleTokenCloze(_ClozeHead):
                 target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
                 hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
         """ids [b, s], sep [b], verbalizer ids [b, k] -> scores [b, k]. ``logit_mask`` is not used."""
-        logits, inter_vars = self.model(input_ids, position_ids, attention_mask, hook=hook, hook_op=hook_op)
+        inputs = input_ids, position_ids, attention_mask
         if target_ids is None:
-            return logits, inter_vars
-        return single_token_scores(logits, attention_mask, target_ids, self.take_log_softmax), inter_vars
+            return self.model(*inputs, hook=hook, hook_op=hook_op)
+        position = _one_position(attention_mask, input_ids.shape[1])
+        logits, inter_vars = self.model(*inputs, hook=hook, hook_op=hook_op, output_positions=position)
+        return label_scores(logits, target_ids, self.take_log_softmax), inter_vars
 
 
 class SequenceClassification(nn.Module):

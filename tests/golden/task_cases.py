@@ -7,6 +7,7 @@ outputs it uses nothing but ``example_index`` (which examples were recorded).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ Case = dict[str, Any]
 
 
 class NotBuiltYet(Exception):
-    """The case belongs to a task or option that this version does not have."""
+    """The case belongs to a task or tokenizer that this version does not have."""
 
 
 def case_tokenizer(name: str, shared: Path) -> Tokenizer:
@@ -42,21 +43,21 @@ def case_tokenizer(name: str, shared: Path) -> Tokenizer:
 def task_options(case: Case) -> TaskOptions:
     """The options of a task file. Single-word targets follow the published release: the word without its blank."""
     given = case["options"]
-    for name in ("fast_decode", "segment_length", "wsc_negative"):
-        if given.get(name):
-            raise NotBuiltYet(f"option {name}")
     known = TaskOptions.__dataclass_fields__
     return TaskOptions(**{name: value for name, value in given.items() if name in known}, bpe_word_with_blank=False)
 
 
-def recompute_task(case: Case, shared: Path) -> Case:
-    """Examples and encoded samples of every section of a task file."""
+def _encoder(case: Case, shared: Path, **changes: Any) -> TaskEncoder:
     if case["task"].lower() not in task_names():
         raise NotBuiltYet(f"task {case['task']}")
-    options = task_options(case)
-    spec = get_task(case["task"], options)
-    encoder = TaskEncoder(spec, options, case_tokenizer(case["options"]["tokenizer"], shared))
-    sections = []
+    options = replace(task_options(case), **changes)
+    return TaskEncoder(get_task(case["task"], options), options, case_tokenizer(case["options"]["tokenizer"], shared))
+
+
+def recompute_task(case: Case, shared: Path) -> Case:
+    """Examples and encoded samples of every section of a task file."""
+    encoder = _encoder(case, shared)
+    spec, sections = encoder.spec, []
     for section in case["sections"]:
         split = Split(section["split"], section["split"])
         lines = [Line(Path(section["file"]), number, row) for number, row in enumerate(section["rows"], start=1)]
@@ -68,6 +69,17 @@ def recompute_task(case: Case, shared: Path) -> Case:
     return {**case, "sections": sections}
 
 
+def recompute_glue(case: Case, shared: Path) -> Case:
+    """Encoded samples of every pattern of a ``glue_`` file, whose examples are given."""
+    examples, patterns = [Example(**example) for example in case["examples"]], []
+    for one in case["patterns"]:
+        encoder = _encoder(case, shared, pattern_id=one["pattern_id"])
+        indices = [entry["example_index"] for entry in one["encoded"]]
+        patterns.append({**one, "encoded": [{"example_index": index, **_sample(encoder, examples[index])}
+                                            for index in indices]})
+    return {**case, "labels": list(encoder.spec.labels), "patterns": patterns}
+
+
 def _example(example: Example) -> Case:
     return {"guid": example.guid, "text_a": example.text_a, "text_b": example.text_b, "label": example.label,
             "idx": example.idx, "num_choices": example.num_choices, "meta": dict(example.meta)}
@@ -76,7 +88,7 @@ def _example(example: Example) -> Case:
 def _sample(encoder: TaskEncoder, example: Example) -> Case:
     sample: Case = {name: tensor.tolist() for name, tensor in encoder(example).items()}
     options, spec = encoder.options, encoder.spec
-    has_prompt_places = options.cloze_eval and not (
+    has_prompt_places = options.cloze_eval and not options.fast_decode and not (
         spec.name == "copa" and options.pattern_id >= 2 and not options.continuous_prompt)
     if has_prompt_places and "prompt_pos" not in sample:  # no prompt tokens: recorded as an empty list a row
         sample["prompt_pos"] = [[] for _ in sample["text"]] if spec.is_multi_choice else []
@@ -186,9 +198,10 @@ def _verbalizers(task: str, pattern_id: int, tokenizer: Tokenizer) -> Case:
         return {**case, "release_fails": True}
 
 
-#: Kind of a golden file -> recompute. Task files go by the shape ``{"task", "sections"}`` (:func:`kind_of`).
+#: Kind of a golden file -> recompute. Task files go by shape or name (:func:`kind_of`).
 TASK_CASES: dict[str, Callable[[Case, Path], Case]] = {
     "task": recompute_task,
+    "glue": recompute_glue,
     "collate": recompute_collate,
     "heads": recompute_heads,
     "losses": recompute_losses,
@@ -202,6 +215,6 @@ def kind_of(file_name: str, case: Case) -> str | None:
     if "sections" in case:
         return "task"
     if file_name.startswith("glue_"):
-        raise NotBuiltYet(f"task {file_name.removeprefix('glue_').removesuffix('.json')}")
+        return "glue"
     stem = Path(file_name).stem
     return stem if stem in TASK_CASES else None

@@ -82,3 +82,16 @@ def test_classification_of_choices_and_its_names():
     assert {"pool_layer.weight", "multichoice_head.bias", "model.word_embeddings.weight"} <= names
     with pytest.raises(ValueError, match="--pool-token"):
         SequenceClassification(tiny_glm(), 32, 2, pool_token="last")
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+def test_logits_are_formed_where_the_head_reads_them(tapped, monkeypatch):
+    """A cloze head needs the answer's rows; all others are left out unless somebody taps the logits."""
+    backbone, rows = tiny_glm(parallel_output=False), []
+    original = backbone._logits
+    monkeypatch.setattr(backbone, "_logits", lambda hidden: rows.append(hidden.numel() // 32) or original(hidden))
+    text, position, sep, target, mask = choice_batch()
+    hook = {"logits_parallel": None} if tapped else None
+    scores, _ = MultiTokenCloze(backbone)(text, position, sep, target, mask, hook=hook)
+    scores.sum().backward()
+    assert rows == [6 * 16 if tapped else 9]

@@ -1,0 +1,537 @@
+"""The student: what every distillation method inherits, and the registry of methods.
+
+A method is a subclass of :class:`GLMStudent` in a file of its own. Its public contract is that of the README's example
+(``__init__``, ``get_teacher_hook``, ``get_student_hook``, ``inter_loss``, ``pre_loss``); none of them has to call
+``super()``. The framework asks through four methods that wrap these: :meth:`GLMStudent.student_taps`,
+:meth:`GLMStudent.teacher_taps`, :meth:`GLMStudent.intermediate_loss` and :meth:`GLMStudent.prediction_loss`. They
+merge in the parts that every method has, show the method the right teacher, and check what comes back.
+
+Short form: a method that compares tensor with tensor only states :meth:`GLMStudent.pairs` and, if need be,
+:meth:`GLMStudent.pair_loss`.
+
+Legend: ``b`` rows of the batch (samples x choices), ``s`` sequence, ``v`` vocabulary, ``p`` model-parallel ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import nn
+
+from distill.distill_flags import REFUSED, add_shared_flags, check_refused
+from distill.flag_types import PerTeacher
+from distill.layer_maps import Path
+from distill.losses import kl_divergence, mse, position_pad_mask, soft_cross_entropy
+from distill.teachers import TeacherSpec, TeacherView
+from distill.training.run_state import RunState
+from model.config import ModelConfig
+from model.parallel.sharding import mark_replicated_parameters
+from model.taps import Hook, has_tap, merge_hooks, tapped
+
+__all__ = ["METHODS", "REFUSED", "GLMStudent", "Loss", "Pair", "TeacherSpec", "add_distill_flags", "add_method_flags",
+           "build_student", "check_refused", "find_method", "register_method"]
+
+logger = logging.getLogger(__name__)
+Loss = torch.Tensor | float
+Drawn = TypeVar("Drawn")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student tensor that meets a teacher tensor.
+
+    Attributes:
+        kind: name of the term; pairs of a kind are numbered from 0 in the summaries ``inter_loss/<kind>.<i>``.
+        student, teacher: where the tensors are tapped.
+        partition: how both lie on the model-parallel ranks (see :mod:`distill.losses.masking`).
+    """
+
+    kind: str
+    student: Path
+    teacher: Path
+    partition: str | None = None
+
+
+class GLMStudent(nn.Module):
+    """A GLM that learns from teachers.
+
+    Args:
+        language_model: the GLM, kept as ``origin_model``.
+        args: the read-only command line.
+        show_pre, show_inter: describe the active prediction and intermediate terms once.
+        summary_loss: record the terms (a method inside another one does not).
+        teachers: properties of every teacher.
+        run: position inside the run; the loop owns it.
+        writer: gets ``add_scalar(tag, value, step)``.
+
+    In a checkpoint the GLM's own entries have no prefix and everything else has the prefix ``student.``, so a student's
+    checkpoint is a GLM checkpoint with more keys, and a plain GLM checkpoint fits any student.
+    """
+
+    method_name: ClassVar[str] = ""
+    #: Why the loss of a sample depends on the other samples of the micro-batch; empty if it does not. A property where
+    #: flags decide.
+    batch_coupled: str = ""
+    #: What switches on a term of this method, for the error of a step without any.
+    switches: ClassVar[str] = ""
+
+    def __init__(self, language_model: nn.Module, args: Any, show_pre: bool = True, show_inter: bool = True,
+                 summary_loss: bool = True, *, teachers: Sequence[TeacherSpec] = (), run: RunState | None = None,
+                 writer: Any = None) -> None:
+        super().__init__()
+        self.origin_model = language_model
+        self.show_pre, self.show_inter, self.summary_loss = show_pre, show_inter, summary_loss
+        self.teachers = tuple(teachers)
+        self.run = run or RunState()
+        self.writer = writer
+        self.recorded: list[tuple[str, torch.Tensor]] = []
+        self.injected_draws: dict[str, Any] = {}
+        self._args = args
+        self._views = [TeacherView(args, spec) for spec in self.teachers]
+        self._teacher: int | None = None
+        self._has_shared_terms = False
+        self.register_state_dict_post_hook(_to_checkpoint_names)
+        self.register_load_state_dict_pre_hook(_from_checkpoint_names)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _offer(cls)
+
+    # ---- what a method may override -----------------------------------------------------------------------------
+
+    @classmethod
+    def add_flags(cls, parser: argparse.ArgumentParser) -> None:
+        """Register the method's own flags."""
+
+    @classmethod
+    def check_flags(cls, args: Any) -> None:
+        """Raise ValueError for flags of this method that exclude each other, before any model is built."""
+
+    def check_sizes(self, teacher: TeacherSpec) -> None:
+        """Raise ValueError if this teacher's sizes do not suit the method (numbers and flags in the message)."""
+
+    def pairs(self, t_no: int = 0) -> Sequence[Pair]:
+        """Short form: which tensors meet. The default hooks and the default ``inter_loss`` follow from it."""
+        return ()
+
+    def pair_loss(self, pair: Pair, student: torch.Tensor, teacher: torch.Tensor, *, keep_batch: bool,
+                  t_no: int) -> torch.Tensor:
+        """Short form: the loss of one pair, a scalar, or [b] with ``keep_batch``."""
+        return mse(student, teacher, keep_batch=keep_batch, partition=pair.partition)
+
+    def get_teacher_hook(self, t_no: int = 0, hook_before_analysis: Hook | Sequence[Hook] | None = None,
+                         **kwargs: Any) -> Hook:
+        """The tensors wanted from teacher ``t_no``; ``args.teacher_*`` are that teacher's properties meanwhile."""
+        own = _as_hooks(hook_before_analysis) if hook_before_analysis is not None else [
+            _path_hook(pair.teacher) for pair in self.pairs(t_no)]
+        return merge_hooks(*own, self._shared_teacher_hook())
+
+    def get_student_hook(self, hook_before_analysis: Hook | Sequence[Hook] | None = None, **kwargs: Any) -> Hook:
+        """The tensors wanted from the student."""
+        own = _as_hooks(hook_before_analysis) if hook_before_analysis is not None else [
+            _path_hook(pair.student) for t_no in range(len(self.teachers)) for pair in self._pairs_of(t_no)]
+        return merge_hooks(*own, self._shared_student_hook())
+
+    def get_teacher_hook_op(self, t_no: int = 0, **kwargs: Any) -> dict[str, Any]:
+        """Operations that replace tensors inside teacher ``t_no``."""
+        return {}
+
+    def get_student_hook_op(self, teacher_models: Sequence[nn.Module] | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Operations that replace tensors inside the student."""
+        return {}
+
+    def forward(self, *inputs: torch.Tensor, hook: Hook | None = None, hook_op: dict[str, Any] | None = None,
+                **kwargs: Any) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Run the GLM: (output, tapped tensors). A method may transform tapped tensors here."""
+        return self.origin_model(*inputs, hook=hook, hook_op=hook_op, **kwargs)
+
+    def inter_loss(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
+                   t_hook: Hook, keep_batch: bool = False, t_no: int = 0, t_model: nn.Module | None = None,
+                   loss_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None,
+                   logit_mask: torch.Tensor | None = None, is_analysis: bool = True, **kwargs: Any) -> Loss:
+        """The loss between tapped tensors of the student and teacher ``t_no``; 0 if either side has none.
+
+        Here: the sum over :meth:`pairs`, plus the shared terms.
+
+        Args:
+            s_hook, t_hook: filled hooks: their leaves are indices into ``s_inter_vars`` and ``t_inter_vars``.
+            keep_batch: return [b], whose mean is the scalar.
+            loss_mask: [b, s] in language-model tasks, None otherwise.
+            labels: [b, s] tokens, or one label per sample.
+            logit_mask: [..., s] tokens of the answer in cloze tasks.
+        """
+        loss: Loss = 0.0
+        numbers: dict[str, int] = {}
+        for pair in self.pairs(t_no) if s_inter_vars and t_inter_vars else ():
+            term = self.pair_loss(pair, tapped(s_inter_vars, s_hook, *pair.student),
+                                  tapped(t_inter_vars, t_hook, *pair.teacher), keep_batch=keep_batch, t_no=t_no)
+            number = numbers[pair.kind] = numbers.get(pair.kind, -1) + 1
+            self.add_summary(f"inter_loss/{pair.kind}.{number}", term)
+            loss = loss + term
+        return loss + self._shared_inter_loss(s_inter_vars, t_inter_vars, s_hook, t_hook, keep_batch)
+
+    def pre_loss(self, s_logits: torch.Tensor, t_logits: torch.Tensor | float, loss: Loss,
+                 loss_mask: torch.Tensor | None = None, return_dict: bool = False, labels: torch.Tensor | None = None,
+                 keep_batch: bool = False, t_no: int = 0, mse_t_w: float = 1.0,
+                 logit_mask: torch.Tensor | None = None, **kwargs: Any) -> Loss | dict[str, Loss]:
+        """The loss at the prediction layer: soft labels of teacher ``t_no`` and the hard label, as switched on.
+
+        Args:
+            s_logits, t_logits: [b, classes], or [b, s, v/p] in language-model tasks.
+            loss: the student's hard-label loss (one per sample with ``keep_batch``).
+            mse_t_w: factor on the teacher's logits in the squared error.
+            return_dict: return the terms present as ``{"soft", "hard", "loss"}`` instead of their sum.
+        """
+        stage = "ft" if self.args.finetune else "pt"
+        parts: dict[str, Loss] = {}
+        kind, soft_rate, hard_rate = self.soft_kind(), self.rate("soft"), self.rate("hard")
+        if kind and soft_rate:
+            mask = self._prediction_mask(loss_mask, labels)
+            parts["soft"] = soft_rate * self.soft_loss(s_logits, t_logits, kind=kind, mask=mask,
+                                                       keep_batch=keep_batch, mse_t_w=mse_t_w)
+            self.add_summary(f"pre_loss/{stage}_soft", parts["soft"])
+        if getattr(self.args, f"distill_{stage}_hard") and hard_rate:
+            parts["hard"] = hard_rate * loss
+            self.add_summary(f"pre_loss/{stage}_hard", parts["hard"])
+        total = sum(parts.values(), 0.0)
+        return {**parts, "loss": total} if return_dict else total
+
+    def intermediate_terms(self) -> list[str]:
+        """Names of the intermediate terms that the flags switch on. A class that overrides ``inter_loss`` has one."""
+        terms = ["logits_parallel"] if self.args.distill_logits_parallel else []
+        if type(self).inter_loss is not GLMStudent.inter_loss:
+            return [type(self).__name__, *terms]
+        kinds = dict.fromkeys(pair.kind for t_no in range(len(self.teachers)) for pair in self._pairs_of(t_no))
+        return [*kinds, *terms]
+
+    def prediction_terms(self) -> list[str]:
+        """The prediction terms that the flags switch on, in words. One that needs labels begins with "hard label"."""
+        stage, terms = "ft" if self.args.finetune else "pt", []
+        if self.soft_kind() and self.rate("soft"):
+            tau = "" if self.soft_kind() == "mse" else f", temperature {self.args.distill_temperature:g}"
+            terms.append(f"soft {self.soft_kind()} x {self.rate('soft'):g}{tau}")
+        if getattr(self.args, f"distill_{stage}_hard") and self.rate("hard"):
+            terms.append(f"hard label x {self.rate('hard'):g}")
+        return terms
+
+    # ---- what the framework calls -------------------------------------------------------------------------------
+
+    def student_taps(self) -> Hook:
+        """Everything that has to be tapped in the student, whatever the method's hook method looks like."""
+        return merge_hooks(*_as_hooks(self.get_student_hook()), self._shared_student_hook())
+
+    def teacher_taps(self, t_no: int) -> Hook:
+        """As :meth:`student_taps`, for teacher ``t_no``."""
+        with self.facing(t_no):
+            return merge_hooks(*_as_hooks(self.get_teacher_hook(t_no=t_no)), self._shared_teacher_hook())
+
+    def intermediate_loss(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor],
+                          s_hook: Hook, t_hook: Hook, *, keep_batch: bool = False, t_no: int = 0,
+                          **kwargs: Any) -> Loss:
+        """The method's ``inter_loss`` plus the shared terms, if the method did not add them itself."""
+        if len(s_inter_vars) == 0 or len(t_inter_vars) == 0:
+            return 0.0
+        with self.facing(t_no):
+            self._has_shared_terms = False
+            loss = self.inter_loss(s_inter_vars, t_inter_vars, s_hook, t_hook, keep_batch=keep_batch, t_no=t_no,
+                                   **kwargs)
+            if not self._has_shared_terms:
+                loss = loss + self._shared_inter_loss(s_inter_vars, t_inter_vars, s_hook, t_hook, keep_batch)
+        return self._checked(loss, keep_batch, "inter_loss")
+
+    def prediction_loss(self, s_logits: torch.Tensor, t_logits: torch.Tensor | float, loss: Loss, *,
+                        keep_batch: bool = False, t_no: int = 0, **kwargs: Any) -> Loss:
+        """The method's ``pre_loss``, with ``args.teacher_*`` set to teacher ``t_no``."""
+        with self.facing(t_no):
+            result = self.pre_loss(s_logits, t_logits, loss, keep_batch=keep_batch, t_no=t_no, **kwargs)
+        return self._checked(result, keep_batch, "pre_loss")
+
+    @contextmanager
+    def facing(self, t_no: int) -> Iterator[None]:
+        """Inside, ``args.teacher_*`` and the summary suffix are those of teacher ``t_no``."""
+        before, self._teacher = self._teacher, t_no
+        try:
+            yield
+        finally:
+            self._teacher = before
+
+    def check_terms(self, others: Sequence[str] = ()) -> None:
+        """Raise ValueError if the flags leave a step without any loss term (``others``: terms of the combiner)."""
+        prediction, intermediate = self.prediction_terms(), self.intermediate_terms()
+        if not (prediction or intermediate or others):
+            raise ValueError(self.no_term_message())
+        stage = "ft" if self.args.finetune else "pt"
+        for kind in ("mse", "kl", "ce"):
+            if getattr(self.args, f"distill_{stage}_soft_{kind}", False) and not self.soft_kind():
+                logger.warning("--distill_%s_soft_%s has no effect without --distill_%s_soft", stage, kind, stage)
+        if self.args.distill_logits_parallel and self.soft_kind() and not self.args.finetune:
+            logger.warning("--distill_logits_parallel repeats the soft labels: both compare the vocabulary logits")
+        if self.show_pre:
+            logger.info("%s: prediction terms: %s", self.method_name, "; ".join([*prediction, *others]) or "none")
+        if self.show_inter:
+            logger.info("%s: intermediate terms: %s", self.method_name, ", ".join(intermediate) or "none")
+
+    def no_term_message(self) -> str:
+        """What to say when a step has no loss term at all."""
+        stage = "ft" if self.args.finetune else "pt"
+        options = [f"--distill_{stage}_soft", f"--distill_{stage}_hard (both with a rate above 0)",
+                   "--distill_logits_parallel"] + ([self.switches] if self.switches else [])
+        return f"{self.method_name}: no loss term is switched on; use {' or '.join(options)}"
+
+    # ---- what methods use ---------------------------------------------------------------------------------------
+
+    @property
+    def args(self) -> Any:
+        """The command line; ``teacher_*`` are the properties of the teacher in question (the first outside a step)."""
+        return self._views[self._teacher or 0] if self._views else self._args
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the student."""
+        return self.origin_model.config
+
+    @property
+    def word_embedding_weight(self) -> torch.Tensor:
+        """This rank's rows of the word table, [v/p, h]."""
+        return self.origin_model.word_embedding_weight
+
+    def rate(self, name: str) -> float:
+        """``--distill_soft_rate`` or ``--distill_hard_rate`` as a number."""
+        value = getattr(self.args, f"distill_{name}_rate")
+        return value.resolve(len(self.teachers)) if isinstance(value, PerTeacher) else value
+
+    def soft_kind(self) -> str:
+        """``mse``, ``kl`` or ``ce``; empty if soft labels are off."""
+        args = self.args
+        if args.finetune:
+            chosen = "mse" if args.distill_ft_soft_mse else "kl" if args.distill_ft_soft_kl else "ce"
+            return chosen if args.distill_ft_soft else ""
+        chosen = "mse" if args.distill_pt_soft_mse else "ce" if args.distill_pt_soft_ce else "kl"
+        return chosen if args.distill_pt_soft else ""
+
+    def soft_loss(self, s_logits: torch.Tensor, t_logits: torch.Tensor | float, *, kind: str,
+                  mask: torch.Tensor | None = None, keep_batch: bool = False, mse_t_w: float = 1.0) -> torch.Tensor:
+        """One soft-label loss without its rate: squared error, KL times tau^2, or cross entropy (no tau^2)."""
+        if not isinstance(t_logits, torch.Tensor):
+            raise ValueError(f"{self.method_name}: soft labels need the teacher's logits, but --mt_disable_operation "
+                             "switches this teacher off; set it to 0 or remove the soft-label flags")
+        tau = self.args.distill_temperature
+        partition = "vocab" if s_logits.dim() == 3 else None
+        if kind == "mse":
+            return mse(s_logits, t_logits, mask=mask, keep_batch=keep_batch, partition=partition,
+                       teacher_weight=mse_t_w)
+        if kind == "kl":
+            return tau ** 2 * kl_divergence(s_logits, t_logits, mask=mask, keep_batch=keep_batch, temperature=tau,
+                                            partition=partition)
+        return soft_cross_entropy(s_logits, t_logits, mask=mask, keep_batch=keep_batch, temperature=tau,
+                                  partition=partition, wo_constant=self.args.distill_mask_wo_constant)
+
+    def apply_layer(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """A trainable layer of ours on a tapped tensor: computed in the layer's dtype, returned in that of ``x``."""
+        return layer(x.to(next(layer.parameters()).dtype)).to(x.dtype)
+
+    def draw(self, name: str, make: Callable[[random.Random], Drawn], *key: Any) -> Drawn:
+        """A random choice of this method: the only place where one is made.
+
+        The generator is derived from (seed, method, name, key), so the choice is the same on all ranks and after a
+        resume, and no global generator is touched. ``key`` defaults to (iteration, micro step, repeat). A value or a
+        function of the key in ``injected_draws[name]`` takes the place of the draw.
+        """
+        key = key or (self.run.iteration, self.run.micro_step, self.run.repeat)
+        if name in self.injected_draws:
+            value = self.injected_draws[name]
+            return value(*key) if callable(value) else value
+        return make(random.Random(f"{self.run.seed}/{self.method_name}/{name}/{key}"))
+
+    def add_summary(self, name: str, value: Any) -> bool:
+        """Record a term of this step under ``name`` and the teacher's suffix, and write it if a summary is due.
+
+        Vectors are averaged. Returns whether it was written.
+        """
+        if not self.summary_loss:
+            return False
+        tag = name if self._teacher is None else f"{name}_t{self._teacher}"
+        value = torch.as_tensor(value).detach()
+        self.recorded.append((tag, value if value.dim() == 0 else value.mean()))
+        step = self.run.iteration + 1
+        is_last = self._args.finetune or self.run.micro_step == self.run.accumulation_steps - 1
+        if self.writer is None or step % self._args.log_interval != 0 or not is_last:
+            return False
+        self.writer.add_scalar(tag, self.recorded[-1][1].item(), step)
+        return True
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True,
+                         remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under their names in a checkpoint."""
+        lead = f"{prefix}." if prefix else ""
+        for name, parameter in super().named_parameters("", recurse, remove_duplicate):
+            yield lead + _checkpoint_name(name), parameter
+
+    # ---- shared terms -------------------------------------------------------------------------------------------
+
+    def _shared_student_hook(self) -> Hook:
+        if not self.args.distill_logits_parallel:
+            return {}
+        return {"logits_parallel": None, **({"position_ids": None} if self.args.distill_logit_mask_pad else {})}
+
+    def _shared_teacher_hook(self) -> Hook:
+        return {"logits_parallel": None} if self.args.distill_logits_parallel else {}
+
+    def _shared_inter_loss(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor],
+                           s_hook: Hook, t_hook: Hook, keep_batch: bool) -> Loss:
+        self._has_shared_terms = True
+        if not (self.args.distill_logits_parallel and has_tap(s_hook, "logits_parallel")
+                and has_tap(t_hook, "logits_parallel")):
+            return 0.0
+        student, teacher = tapped(s_inter_vars, s_hook, "logits_parallel"), tapped(t_inter_vars, t_hook,
+                                                                                   "logits_parallel")
+        mask = None
+        if self.args.distill_logit_mask_pad:
+            mask = position_pad_mask(tapped(s_inter_vars, s_hook, "position_ids"))
+        kind = "mse" if self.args.distill_logit_mse else "kl"
+        loss = self.soft_loss(student, teacher, kind=kind, mask=mask, keep_batch=keep_batch)
+        self.add_summary("inter_loss/logits_parallel", loss)
+        return loss
+
+    def _prediction_mask(self, loss_mask: torch.Tensor | None, labels: torch.Tensor | None) -> torch.Tensor | None:
+        if loss_mask is None or self.args.distill_wo_loss_mask:
+            return None
+        if self.args.distill_only_mask_pad and labels is not None and labels.dim() == 2:
+            return labels > 0
+        return loss_mask
+
+    def _pairs_of(self, t_no: int) -> Sequence[Pair]:
+        with self.facing(t_no):
+            return self.pairs(t_no)
+
+    def _checked(self, loss: Loss, keep_batch: bool, name: str) -> Loss:
+        if keep_batch and isinstance(loss, torch.Tensor) and loss.dim() != 1:
+            raise ValueError(f"{type(self).__name__}.{name} has to return one value per sample with keep_batch=True, "
+                             f"not a tensor of shape {tuple(loss.shape)}")
+        return loss
+
+
+def _as_hooks(hooks: Hook | Sequence[Hook] | None) -> list[Hook]:
+    if hooks is None:
+        return []
+    return list(hooks) if isinstance(hooks, (list, tuple)) else [hooks]
+
+
+def _path_hook(path: Path) -> Hook:
+    hook: Any = None
+    for key in reversed(path):
+        hook = {key: hook}
+    return hook
+
+
+# ---- names in a checkpoint --------------------------------------------------------------------------------------
+
+_BACKBONE, _OWN = "origin_model.", "student."
+
+
+def _checkpoint_name(name: str) -> str:
+    return name[len(_BACKBONE):] if name.startswith(_BACKBONE) else _OWN + name
+
+
+def _to_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        state[prefix + _checkpoint_name(name[len(prefix):])] = state.pop(name)
+
+
+def _from_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        value, name = state.pop(name), name[len(prefix):]
+        if name.startswith(_OWN):
+            # A release's combined method repeats the backbone once per member.
+            if f".{_BACKBONE}" not in name:
+                state[prefix + name[len(_OWN):]] = value
+        else:
+            state[prefix + _BACKBONE + name.removeprefix(_BACKBONE)] = value
+
+
+# ---- the registry -----------------------------------------------------------------------------------------------
+
+METHODS: dict[str, type[GLMStudent]] = {}
+"""Value of ``--student_model`` -> class. A class written at module level is offered under its name in snake case;
+:func:`register_method` chooses another name. Names with a leading underscore are not offered."""
+_refused_classes: dict[str, type[GLMStudent]] = {}
+
+
+def _offer(cls: type[GLMStudent]) -> None:
+    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+    if cls.__name__.startswith("_") or "<locals>" in cls.__qualname__:
+        return
+    if name in METHODS:
+        _refused_classes[name] = cls  # an error where the name is used, unless the class gets a name of its own
+    else:
+        METHODS[name], cls.method_name = cls, name
+
+
+def register_method(name: str) -> Callable[[type[GLMStudent]], type[GLMStudent]]:
+    """Class decorator: offer a method as ``--student_model=<name>``. A second class under one name is an error."""
+
+    def register(cls: type[GLMStudent]) -> type[GLMStudent]:
+        if METHODS.get(name, cls) is not cls:
+            raise ValueError(_taken(name, cls))
+        for table in (METHODS, _refused_classes):
+            for key in [key for key, value in table.items() if value is cls]:
+                del table[key]
+        METHODS[name], cls.method_name = cls, name
+        return cls
+
+    return register
+
+
+def _taken(name: str, cls: type[GLMStudent]) -> str:
+    first = METHODS[name]
+    return (f"--student_model={name} is taken by {first.__module__}.{first.__qualname__}; give "
+            f"{cls.__module__}.{cls.__qualname__} another name with @register_method")
+
+
+def find_method(name: str) -> type[GLMStudent]:
+    """A method by its name or its class name, in any case. ValueError with the nearest name if there is none."""
+    if name in _refused_classes:
+        raise ValueError(_taken(name, _refused_classes[name]))
+    known = {cls.__name__.lower(): cls for cls in METHODS.values()} | {key.lower(): cls for key, cls in METHODS.items()}
+    if name.lower() in known:
+        return known[name.lower()]
+    near = difflib.get_close_matches(name.lower(), METHODS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"--student_model={name} is not a method{hint} (known: {', '.join(sorted(METHODS))})")
+
+
+def add_distill_flags(parser: argparse.ArgumentParser) -> None:
+    """``--student_model`` and the flags that all methods share; each method adds its own."""
+    parser.add_argument("--student_model", default=None, metavar="METHOD",
+                        help=f"distillation method: {', '.join(sorted(METHODS))}; without it training is plain")
+    add_shared_flags(parser)
+
+
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of every method, once each: a method built on another one inherits its flags without adding them."""
+    for cls in METHODS.values():
+        if "add_flags" in vars(cls):
+            cls.add_flags(parser)
+
+
+def build_student(language_model: nn.Module, args: Any, *, teachers: Sequence[TeacherSpec],
+                  run: RunState | None = None, writer: Any = None) -> GLMStudent:
+    """The student of ``--student_model`` around a GLM; raises ValueError if flags or sizes do not suit the method."""
+    cls = find_method(args.student_model)
+    check_refused(args)
+    cls.check_flags(args)
+    student = cls(language_model, args, teachers=teachers, run=run, writer=writer)
+    for spec in student.teachers:
+        with student.facing(spec.index):
+            student.check_sizes(spec)
+    mark_replicated_parameters(student)
+    return student
