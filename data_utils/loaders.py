@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import logging
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from data_utils.flags import DEFAULT_TEXT_KEY
 from data_utils.samplers import SampleOrder, sample_numbers
 from data_utils.splits import load_split_indices, parse_split, shuffled_indices, split_indices
 from data_utils.tokenizers.base import Tokenizer
+from data_utils.workers import start_worker
 from model.parallel import groups
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class BlockLMLoader:
             yield from map(self.batch, itertools.count(start))
             return
         loader = DataLoader(_BatchNumbers(self), batch_size=None, sampler=_CountFrom(start),
-                            num_workers=self.plan.num_workers, worker_init_fn=_start_worker)
+                            num_workers=self.plan.num_workers, worker_init_fn=start_worker)
         batches = iter(loader)
         try:
             yield from batches
@@ -99,11 +99,6 @@ class _CountFrom:
 
     def __iter__(self) -> Iterator[int]:
         return itertools.count(self.start)
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survive a fork
 
 
 @dataclass(frozen=True)

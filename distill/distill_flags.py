@@ -14,7 +14,6 @@ _LATER = "is not part of this version"
 _MAP = f"vocabulary compression {_LATER}: leave the flag out"
 _REPEAT = f"a second pass over a batch {_LATER}: leave the flag out"
 _LIVE = f"training teachers along with the student {_LATER}: leave the flag out"
-_ARCHITECTURE = f"bottleneck, factorised and shared-layer models {_LATER}; use a plain teacher"
 
 #: Flags that are understood but refused if set: dest -> why, and the way out.
 REFUSED: dict[str, str] = {
@@ -27,12 +26,6 @@ REFUSED: dict[str, str] = {
     "logitsdistil_teacher_input_ids_map": _MAP,
     "teacher_map_vocab_size": _MAP,
     "mt_map_vocab_size": _MAP,
-    "teacher_inverted_bottleneck_mode": _ARCHITECTURE,
-    "teacher_cross_layer_parameter_sharing": _ARCHITECTURE,
-    "teacher_ib_word_emb": _ARCHITECTURE,
-    "teacher_compress_word_emb": _ARCHITECTURE,
-    "mt_ib_word_emb": _ARCHITECTURE,
-    "mt_compress_word_emb": _ARCHITECTURE,
     "mt_has_grad": _LIVE,
     "mt_load_from_s": _LIVE,
     "student_use_empty_glm": _LIVE,

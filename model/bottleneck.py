@@ -30,10 +30,10 @@ class BottleneckLayer(nn.Module):
         self.attention = ParallelSelfAttention(config)
         self.ib_linear_in = width_map(width, inner)
         self.post_attention_layernorm = nn.LayerNorm(inner, eps=LAYERNORM_EPSILON)
-        self.mlp = ParallelMLP(inner, config.num_layers, config.hidden_dropout)
+        self.mlp = ParallelMLP(inner, config.num_layers, config.hidden_dropout, config.gelu)
         extra = config.ib_ffn_num - 1
         self.ib_mlp = nn.ModuleList(
-            ParallelMLP(inner, config.num_layers, config.hidden_dropout) for _ in range(extra))
+            ParallelMLP(inner, config.num_layers, config.hidden_dropout, config.gelu) for _ in range(extra))
         self.ib_mlp_layernorm = nn.ModuleList(nn.LayerNorm(inner, eps=LAYERNORM_EPSILON) for _ in range(extra))
         self.ib_linear_out_layernorm = nn.LayerNorm(inner, eps=LAYERNORM_EPSILON)
         self.ib_linear_out = width_map(inner, width)

@@ -32,6 +32,7 @@ class ModelConfig:
         cross_layer_parameter_sharing: one layer that runs num_layers times.
         map_vocab_size: above 0, rows of the compact word table (see :mod:`model.vocab_map`).
         unmap_vocab_output: logits over these rows instead of all token ids.
+        gelu: ``tanh``, the approximation that GLM was published with, or ``erf``, exact, as in its Hugging Face code.
     """
 
     num_layers: int
@@ -54,6 +55,7 @@ class ModelConfig:
     cross_layer_parameter_sharing: bool = False
     map_vocab_size: int = 0
     unmap_vocab_output: bool = False
+    gelu: str = "tanh"
 
     @property
     def attention_size(self) -> int:
@@ -99,6 +101,8 @@ class ModelConfig:
                 f"the padded vocabulary size {self.vocab_size} is not divisible by --model-parallel-size "
                 f"{model_parallel_size}; choose a --make-vocab-size-divisible-by that is a multiple of it")
         self._check_compressed_forms(model_parallel_size, flag)
+        if self.gelu not in ("tanh", "erf"):
+            raise ValueError(f"{flag('gelu')} must be tanh or erf (got {self.gelu!r})")
         if self.checkpoint_num_layers < 1:
             raise ValueError(f"--checkpoint-num-layers must be at least 1 (got {self.checkpoint_num_layers})")
         for name in ("attention_dropout", "hidden_dropout", "output_dropout"):
@@ -134,7 +138,10 @@ class ModelConfig:
             output_dropout=args.output_dropout,
             block_position_encoding=args.block_lm and not args.masked_lm, attention_scale=args.attention_scale,
             checkpoint_activations=args.checkpoint_activations or args.deepspeed_activation_checkpointing,
-            checkpoint_num_layers=args.checkpoint_num_layers)
+            checkpoint_num_layers=args.checkpoint_num_layers,
+            inverted_bottleneck_mode=args.inverted_bottleneck_mode, ib_hidden_size=args.ib_hidden_size,
+            ib_ffn_num=args.ib_ffn_num, ib_word_emb=args.ib_word_emb, compress_word_emb=args.compress_word_emb,
+            cross_layer_parameter_sharing=args.cross_layer_parameter_sharing, gelu=args.gelu)
         return cls(**{**values, **overrides})
 
 
@@ -148,7 +155,7 @@ def _flag_names(prefix: str) -> Callable[[str], str]:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of the group "Model"; architecture extensions stand with the feature that owns them."""
+    """The flags of the group "Model"; those of the compact vocabulary stand with vocabulary compression."""
     group = parser.add_argument_group("model")
     group.add_argument("--num-layers", type=int, default=24, help="number of transformer layers")
     group.add_argument("--hidden-size", type=int, default=1024, help="width of the residual stream")
@@ -174,3 +181,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint-activations", action="store_true",
                        help="recompute the layers in the backward pass instead of storing their activations")
     group.add_argument("--checkpoint-num-layers", type=int, default=1, help="layers per recomputed chunk")
+    group.add_argument("--gelu", choices=("tanh", "erf"), default="tanh",
+                       help="form of GELU: the approximation of the published models, or the exact one that their "
+                            "Hugging Face code computes")
+    group = parser.add_argument_group("compressed forms of the model")
+    group.add_argument("--inverted_bottleneck_mode", action="store_true",
+                       help="attention and feed-forward run at --ib_hidden_size inside every layer (MobileBERT)")
+    group.add_argument("--ib_hidden_size", type=int, default=128, help="width inside the bottleneck")
+    group.add_argument("--ib_ffn_num", type=int, default=4, help="feed-forward blocks in a bottleneck layer")
+    group.add_argument("--ib_word_emb", type=int, default=0,
+                       help="join so many columns of three neighbouring word vectors; 0 = off")
+    group.add_argument("--compress_word_emb", type=int, default=0,
+                       help="width of a factorised word table (ALBERT); 0 = --hidden-size")
+    group.add_argument("--cross_layer_parameter_sharing", action="store_true",
+                       help="one layer that runs --num-layers times (ALBERT)")

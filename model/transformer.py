@@ -30,7 +30,7 @@ class TransformerLayer(nn.Module):
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=LAYERNORM_EPSILON)
         self.attention = ParallelSelfAttention(config)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=LAYERNORM_EPSILON)
-        self.mlp = ParallelMLP(config.hidden_size, config.num_layers, config.hidden_dropout)
+        self.mlp = ParallelMLP(config.hidden_size, config.num_layers, config.hidden_dropout, config.gelu)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, wanted: tuple[str, ...] = (),
                 operations: Mapping[str, Operation] | None = None) -> tuple[torch.Tensor, ...]:

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.checkpoint.huggingface import check_sizes, read_merged, tell_other_pooling
 from model.checkpoint.naming import CheckpointLocation, canonical_name, resolve_checkpoint, shard_files
+from model.checkpoint.nonparameters import backbone_of, restore_nonparameters
 from model.checkpoint.reshard import (
     PRESERVED,
     SpecOf,
@@ -58,11 +60,13 @@ class LoadReport:
 def read_module_state(source: CheckpointLocation | str | Path, *, mp_rank: int, mp_size: int,
                       spec_of: SpecOf | None = None, trust_pickle: bool = False,
                       safe_classes: Iterable[Any] = ()) -> tuple[State, dict[str, Any]]:
-    """Read this rank's part of a checkpoint of any model-parallel size that divides the tensors.
+    """Read this rank's part of a checkpoint of any model-parallel size that divides the tensors, or of a folder in the
+    Hugging Face layout.
 
     Args:
         spec_of: how a parameter (canonical name) is cut, for files that do not say it; None for "don't know".
-        trust_pickle, safe_classes: see :func:`model.checkpoint.files.safe_load`.
+        trust_pickle, safe_classes: see :func:`model.checkpoint.files.safe_load`; a folder in the Hugging Face layout
+            is read in the safe mode only.
 
     Returns:
         canonical name -> this rank's tensor on the CPU, in the stored dtype; and the other entries of the file. If the
@@ -72,10 +76,12 @@ def read_module_state(source: CheckpointLocation | str | Path, *, mp_rank: int, 
         FileNotFoundError, ValueError: see :func:`resolve_checkpoint` and :func:`read_payload`; a tensor that does not
             divide; two entries for one parameter.
     """
-    folder = (source if isinstance(source, CheckpointLocation) else resolve_checkpoint(source)).folder
-    files = shard_files(folder)
+    location = source if isinstance(source, CheckpointLocation) else resolve_checkpoint(source)
+    folder = location.folder
+    files = [folder] if location.merged else shard_files(folder)
     sources, parts, part = plan(len(files), mp_size, mp_rank)
-    payloads = [read_payload(files[rank], trust_pickle, safe_classes=safe_classes) for rank in sources]
+    payloads = [read_merged(folder)] if location.merged else [
+        read_payload(files[rank], trust_pickle, safe_classes=safe_classes) for rank in sources]
     extras = {key: value for key, value in payloads[0].items() if key not in ("module", "shard_specs")}
     if len(files) == mp_size:
         return _with_canonical_names(payloads[0]["module"], files[mp_rank]), extras
@@ -85,7 +91,7 @@ def read_module_state(source: CheckpointLocation | str | Path, *, mp_rank: int, 
     except ValueError as error:
         raise ValueError(f"{folder} has model-parallel size {len(files)} and cannot be read at --model-parallel-size="
                          f"{mp_size}: {error}") from error
-    logger.info("%s has %d model-parallel files; resharded for size %d", folder, len(files), mp_size)
+    logger.info("%s has %d model-parallel file(s); resharded for size %d", folder, len(files), mp_size)
     return _with_canonical_names(state, folder), {key: extras[key] for key in PRESERVED if key in extras}
 
 
@@ -106,24 +112,33 @@ def iteration_of(extras: Mapping[str, Any]) -> int:
 
 def load_backbone(model: nn.Module, path: CheckpointLocation | str | Path, *, mp_rank: int, mp_size: int,
                   allowed_unexpected: Iterable[str] = STUDENT_PREFIXES, trust_pickle: bool = False) -> LoadReport:
-    """``--load-pretrained``: weights only, into a GLM (also one inside a head or a student).
+    """``--load-pretrained``: weights and vocabulary map, into a GLM (also one inside a head or a student).
+
+    A model in the Hugging Face layout is compared with the GLM's sizes first.
 
     Args:
         allowed_unexpected: prefixes of parameters that the file may have and the model lacks.
 
     Raises:
-        ValueError: see :func:`load_into`.
+        ValueError: see :func:`load_into`, :func:`check_sizes` and :func:`restore_nonparameters`.
     """
     targets = {canonical_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
 
     def spec_of(name: str) -> ShardSpec | None:
         return shard_spec_of(targets[name]) if name in targets else None
 
-    state, extras = read_module_state(path, mp_rank=mp_rank, mp_size=mp_size, spec_of=spec_of,
+    location = path if isinstance(path, CheckpointLocation) else resolve_checkpoint(path)
+    backbone = backbone_of(model)
+    if location.merged and backbone is not None:
+        check_sizes(location.folder, backbone.config)
+    state, extras = read_module_state(location, mp_rank=mp_rank, mp_size=mp_size, spec_of=spec_of,
                                       trust_pickle=trust_pickle)
     where = str(path.folder if isinstance(path, CheckpointLocation) else path)
+    restore_nonparameters(model, extras, state, where=where)
     report = load_into(targets, state, where=where, allowed_unexpected=allowed_unexpected)
     report.extras = extras
+    if location.merged and {"pool_layer.weight"} & set(targets) & set(state):
+        tell_other_pooling(location.folder, getattr(model, "pool_token", None))
     return report
 
 

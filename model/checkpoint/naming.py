@@ -5,6 +5,8 @@
     <directory>/latest_training_state.txt            tag of the newest checkpoint with optimizer and RNG states
     <directory>/<tag>/mp_rank_00_model_states.pt     one file per model-parallel rank
 
+A folder in the Hugging Face layout (huggingface.py) is a checkpoint too.
+
 While "best" is replaced there are also best.new and best.old (see save.py); :func:`stored_folder` finds the whole one.
 """
 
@@ -23,6 +25,10 @@ TRAINING_TRACKER = "latest_training_state.txt"
 DEEPSPEED_TRACKER = "latest"
 RELEASE_TAG = "release"
 
+#: One of these makes a folder one whole model in the Hugging Face layout; the first that is there counts.
+MERGED_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
 _SHARD = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 _WRAPPERS = ("module.", "model.", "origin_model.")
 _REDUNDANT = re.compile(r"student\.[^.]+\.origin_model\..+")
@@ -36,11 +42,13 @@ class CheckpointLocation:
         directory: the run's folder, which holds the trackers.
         tag: name of the checkpoint inside it.
         release: a released model: its iteration counts as 0 and neither optimizer nor RNG state is restored.
+        merged: one whole model in the Hugging Face layout instead of a file for each model-parallel rank.
     """
 
     directory: Path
     tag: str
     release: bool = False
+    merged: bool = False
 
     @property
     def folder(self) -> Path:
@@ -48,7 +56,7 @@ class CheckpointLocation:
         folder = stored_folder(self.directory, self.tag)
         if folder is None:
             raise FileNotFoundError(f"{self.directory} has no checkpoint {self.tag!r}; it holds "
-                                    f"{_listing(self.directory)}")
+                                    f"{listing(self.directory)}")
         return folder
 
 
@@ -66,7 +74,7 @@ def shard_files(folder: Path) -> list[Path]:
     """
     numbered = sorted((int(match[1]), path) for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name)))
     if not numbered:
-        raise FileNotFoundError(f"{folder} holds no mp_rank_*_model_states.pt; it holds {_listing(folder)}")
+        raise FileNotFoundError(f"{folder} holds no mp_rank_*_model_states.pt; it holds {listing(folder)}")
     if [number for number, _ in numbered] != list(range(len(numbered))):
         raise ValueError(f"{folder} has files of the model-parallel ranks {[number for number, _ in numbered]}, "
                          "expected 0, 1, 2 …: some are missing; copy the whole folder")
@@ -87,6 +95,11 @@ def stored_folder(directory: Path, tag: str) -> Path | None:
     return None
 
 
+def merged_weights(folder: Path) -> Path | None:
+    """The weights, or the index of their shards, of a folder in the Hugging Face layout; None if it is none."""
+    return next((folder / name for name in MERGED_WEIGHTS if (folder / name).is_file()), None)
+
+
 def read_tracker(directory: str | Path, name: str = LATEST_TRACKER) -> str | None:
     """Content of a tracker file without white space, None where there is none."""
     path = Path(directory) / name
@@ -99,7 +112,8 @@ def write_tracker(directory: str | Path, tag: str, name: str = LATEST_TRACKER) -
 
 
 def resolve_checkpoint(path: str | Path, *, training_state: bool = False) -> CheckpointLocation:
-    """Find the checkpoint that a path means: a run's folder with a tracker, or the folder of one checkpoint.
+    """Find the checkpoint that a path means: a run's folder with a tracker, the folder of one checkpoint, or a
+    folder in the Hugging Face layout.
 
     Args:
         training_state: prefer the newest checkpoint that carries training state.
@@ -117,6 +131,8 @@ def resolve_checkpoint(path: str | Path, *, training_state: bool = False) -> Che
     folder = stored_folder(absolute.parent, absolute.name)
     if folder is not None and any(_SHARD.fullmatch(child.name) for child in folder.iterdir()):
         return CheckpointLocation(absolute.parent, absolute.name, absolute.name == RELEASE_TAG)
+    if folder is not None and merged_weights(folder):
+        return CheckpointLocation(absolute.parent, absolute.name, release=True, merged=True)
     tag = read_tracker(path, DEEPSPEED_TRACKER)
     if tag is not None:
         return _with_files(path, tag, path / DEEPSPEED_TRACKER)
@@ -125,20 +141,22 @@ def resolve_checkpoint(path: str | Path, *, training_state: bool = False) -> Che
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path}: no such folder (relative paths start at {Path.cwd()})")
     raise FileNotFoundError(
-        f"no checkpoint at {path}: it has neither {LATEST_TRACKER} nor mp_rank_*_model_states.pt, it holds "
-        f"{_listing(path)}; give the run's folder or the folder of one checkpoint")
+        f"no checkpoint at {path}: it has neither {LATEST_TRACKER} nor mp_rank_*_model_states.pt nor weights of the "
+        f"Hugging Face layout, it holds "
+        f"{listing(path)}; give the run's folder or the folder of one checkpoint")
 
 
 def _with_files(directory: Path, tag: str, tracker: Path) -> CheckpointLocation:
     if not tag:
-        raise ValueError(f"{tracker} is empty; write the tag of a checkpoint into it, one of {_listing(directory)}")
+        raise ValueError(f"{tracker} is empty; write the tag of a checkpoint into it, one of {listing(directory)}")
     if stored_folder(directory, tag) is None:
         raise FileNotFoundError(f"{tracker} names the checkpoint {tag!r}, which {directory} does not have; it holds "
-                                f"{_listing(directory)}")
+                                f"{listing(directory)}")
     return CheckpointLocation(directory, tag, tag == RELEASE_TAG)
 
 
-def _listing(folder: Path) -> str:
+def listing(folder: Path) -> str:
+    """What a folder holds, for messages."""
     names = sorted(child.name for child in folder.iterdir()) if folder.is_dir() else []
     return ", ".join(names[:12]) + (" …" if len(names) > 12 else "") if names else "nothing"
 

@@ -37,7 +37,7 @@ SpecOf = Callable[[str], ShardSpec | None]
 PRESERVED = (
     "lr_scheduler", "skipped_steps", "global_steps", "global_samples", "dp_world_size", "iteration", "total_iters",
     "client_lr_scheduler", "np_rng_state", "random_rng_state", "torch_rng_state", "cuda_rng_state",
-    "rng_tracker_states", "important_nonparameters")
+    "rng_tracker_states", "important_nonparameters", "gelu")
 #: Copies of one replicated tensor may drift apart by rounding; more than this part of its largest value is no rounding.
 REPLICA_TOLERANCE = 1e-2
 
@@ -181,7 +181,8 @@ def change_mp(path: str | Path, size: int, fix_module_parameters: Iterable[str] 
     """Write the checkpoint at ``path`` again for ``size`` model-parallel ranks and return the new folder.
 
     The result is ``<path>_MP<size>`` with tracker and tag folder if the input has them, else with the files directly in
-    it. It appears in one step; the input is not touched. If the checkpoint has that size already, ``path`` is returned.
+    it. It appears in one step; the input is not touched. If the checkpoint has that size already, or is read at every
+    size (Hugging Face layout), ``path`` is returned.
 
     Args:
         fix_module_parameters: names of tensors that every rank holds whole, whatever the file or the table says.
@@ -192,6 +193,9 @@ def change_mp(path: str | Path, size: int, fix_module_parameters: Iterable[str] 
     """
     path, fixed = Path(path), frozenset(fix_module_parameters)
     location = resolve_checkpoint(path)
+    if location.merged:
+        logger.info("%s holds one whole model, which is read at every model-parallel size as it is", path)
+        return str(path)
     files = shard_files(location.folder)
     _check_sizes(path, len(files), size)
     if len(files) == size:

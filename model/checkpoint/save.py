@@ -23,12 +23,14 @@ from model.checkpoint.naming import (
     stored_folder,
     write_tracker,
 )
+from model.checkpoint.nonparameters import collect_nonparameters
 from model.checkpoint.reshard import compact
 from model.parallel.sharding import shard_spec_of
 
 
 def module_payload(model: nn.Module, *, only_trainable: bool = False) -> dict[str, Any]:
-    """``{"module": name -> tensor on the CPU, "shard_specs": name -> [dim, blocks]}`` of this rank.
+    """``{"module": name -> tensor on the CPU, "shard_specs": name -> [dim, blocks]}`` of this rank, with the vocabulary
+    map of a compact GLM (``important_nonparameters``) and its form of GELU.
 
     Args:
         only_trainable: leave out frozen parameters and all buffers, as "best" checkpoints of fine-tuning do.
@@ -38,7 +40,8 @@ def module_payload(model: nn.Module, *, only_trainable: bool = False) -> dict[st
         tensors = {name: tensor for name, tensor in tensors.items() if tensor.requires_grad}
     specs = {name: shard_spec_of(tensor) for name, tensor in tensors.items()}
     return {"module": compact(tensors),
-            "shard_specs": {name: [spec.dim, spec.blocks] for name, spec in specs.items()}}
+            "shard_specs": {name: [spec.dim, spec.blocks] for name, spec in specs.items()},
+            **collect_nonparameters(model)}
 
 
 def save_shard(directory: str | Path, tag: str, payload: Mapping[str, Any], mp_rank: int) -> Path:

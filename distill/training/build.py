@@ -1,0 +1,172 @@
+"""From arguments to a session: model, teachers, weights, engine, schedule."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_utils.tokenizers import Tokenizer, padded_vocab_size
+from distill.distill_model import build_student
+from distill.multi_teacher_model import attach_combiner
+from distill.student import GLMStudent
+from distill.teachers import TeacherSpec, build_teachers, disabled_teachers, teacher_specs
+from distill.training.batches import Source
+from distill.training.engine import build_engine, training_dtype
+from distill.training.forward_step import StepContext
+from distill.training.lr_schedule import LearningRateSchedule
+from distill.training.metrics import MetricWriter
+from distill.training.run_folder import RunFolder
+from distill.training.run_state import RunState
+from distill.training.session import Session
+from distill.training.setup import Runtime
+from distill.truncate import truncate_teacher
+from model.checkpoint.load import HEAD_PREFIXES, STUDENT_PREFIXES, LoadReport, load_backbone
+from model.config import ModelConfig
+from model.glm import GLMModel
+from model.heads import MultiTokenCloze, SequenceClassification, SingleTokenCloze
+from model.parallel.groups import parallel_state
+from model.parallel.sharding import mark_replicated_parameters
+from tasks.spec import TaskSpec
+
+logger = logging.getLogger(__name__)
+
+
+def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: MetricWriter, tokenizer: Tokenizer, *,
+                  source: Source | None, task: TaskSpec | None = None) -> Session:
+    """Build everything in the order that the weights need.
+
+    Teachers, student, ``--load-pretrained``, truncation, then the engine, which copies its master weights.
+
+    Args:
+        source: training data; None builds neither engine nor schedule.
+        task: of fine-tuning; None for pretraining.
+    """
+    config = student_config(args, tokenizer)
+    specs = teacher_specs(args)
+    teachers = build_teachers(
+        specs, config, build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
+        load_weights=lambda model, path: load_weights(model, path, args),
+        place=lambda model, spec: model.to(runtime.device, _teacher_dtype(spec)))
+    if args.student_model and not specs:
+        logger.warning("--student_model=%s has no teacher (--teacher_load_pretrained): the model is trained alone",
+                       args.student_model)
+    run = RunState(seed=args.seed, train_iters=source.total // source.per_iteration if source else 1,
+                   accumulation_steps=args.gradient_accumulation_steps)
+    glm = backbone(config, task)
+    if args.freeze_transformer:
+        glm.freeze_transformer(args.tune_prefix_layers)
+    student, combiner = None, None
+    if args.student_model and specs:
+        student = build_student(glm, args, teachers=specs, run=run)
+        combiner = attach_combiner(student, args)
+    model = with_head(student or glm, config, args, task)
+    mark_replicated_parameters(model)
+    if args.load_pretrained:
+        load_weights(model, args.load_pretrained, args)
+    if student is not None:
+        truncate_teacher(student, teachers, args)
+    model.to(runtime.device, training_dtype(args))
+    context = StepContext(
+        model, args, run, student=student, teachers=teachers, combiner=combiner,
+        disabled=disabled_teachers(args, len(specs)) if specs else (), stage="choice" if task else "lm",
+        loss_kind="adapet" if args.adapet else args.loss_func)
+    session = Session(args, runtime, folder, writer, model, context, run, source)
+    if source is not None and source.total > 0:
+        _warn_about_coupling(student, args)
+        session.engine = build_engine(model, args)
+        session.schedule = build_schedule(args, source)
+    return session
+
+
+def student_config(args: Any, tokenizer: Tokenizer) -> ModelConfig:
+    """Sizes of the student, with the tokenizer's padded vocabulary; checked."""
+    vocab_size = padded_vocab_size(tokenizer.num_tokens, args.make_vocab_size_divisible_by)
+    config = ModelConfig.from_args(args, vocab_size=vocab_size)
+    config.check(args.model_parallel_size)
+    return config
+
+
+def backbone(config: ModelConfig, task: TaskSpec | None) -> GLMModel:
+    """The GLM: logits cut over the vocabulary in pretraining, whole for cloze, hidden states for classification."""
+    if task is None:
+        return GLMModel(config, parallel_output=True)
+    return GLMModel(config, parallel_output=False, output_predict=task.head != "classification")
+
+
+def with_head(model: nn.Module, config: ModelConfig, args: Any, task: TaskSpec | None) -> nn.Module:
+    """The task's head around a GLM or a student; nothing in pretraining."""
+    if task is None:
+        return model
+    if task.head == "multi_token":
+        return MultiTokenCloze(model, args.length_penalty)
+    if task.head == "single_token":
+        return SingleTokenCloze(model, take_log_softmax=args.adapet)
+    head = SequenceClassification(
+        model, config.hidden_size, task.num_classes, args.output_dropout, args.pool_token)
+    mark_replicated_parameters(head)
+    return head
+
+
+def load_weights(model: nn.Module, path: str, args: Any) -> LoadReport:
+    """``--load-pretrained`` and teachers: weights only; a head in the file is loaded where the model has one."""
+    state = parallel_state()
+    return load_backbone(
+        model, path, mp_rank=state.model_rank, mp_size=state.model_size,
+        allowed_unexpected=(*STUDENT_PREFIXES, *HEAD_PREFIXES), trust_pickle=args.trust_checkpoint)
+
+
+def build_schedule(args: Any, source: Source) -> LearningRateSchedule:
+    """The schedule over ``--lr-decay-iters``, else over the training, counted in optimizer steps."""
+    steps = args.lr_decay_iters or source.total // source.per_iteration
+    if args.finetune:
+        steps //= source.accumulation
+    return LearningRateSchedule(
+        args.lr, steps, warmup=args.warmup, style=args.lr_decay_style, decay_ratio=args.lr_decay_ratio)
+
+
+def count_parameters(model: nn.Module, *, only_trainable: bool = False) -> int:
+    """Parameters of the whole model, over its model-parallel ranks."""
+    size = parallel_state().model_size
+    return sum(parameter.numel() * (size if getattr(parameter, "model_parallel", False) else 1)
+               for parameter in model.parameters() if parameter.requires_grad or not only_trainable)
+
+
+def describe(session: Session, what: str, tokenizer: Tokenizer) -> None:
+    """The start summary: what is trained, by what, on what, and which values differ from the command line."""
+    args, state = session.args, parallel_state()
+    for note in args.start_notes if session.runtime.is_main else ():
+        logger.warning("%s", note)
+    trained, total = count_parameters(session.model, only_trainable=True), count_parameters(session.model)
+    teachers = [count_parameters(teacher) for teacher in session.context.teachers]
+    engine = f"DeepSpeed ZeRO {args.zero_stage}" if args.deepspeed else "PyTorch"
+    dtype = str(training_dtype(args)).removeprefix("torch.")
+    method = f"distilled by {args.student_model} from {len(teachers)} teacher(s)" if teachers else "alone"
+    batch = args.batch_size * args.gradient_accumulation_steps * state.data_size
+    logger.info("%s %s: %s of %s parameters trained%s", what, method, f"{trained:,}", f"{total:,}",
+                f"; teachers {', '.join(f'{count:,}' for count in teachers)}" if teachers else "")
+    logger.info("on %d x %s (model-parallel %d, data-parallel %d), %s, %s; global batch %d; vocabulary %d; seed %d",
+                session.runtime.launch.world_size, session.runtime.device.type, state.model_size, state.data_size,
+                engine, dtype, batch, tokenizer.num_tokens, args.seed)
+    session.writer.record("start", {
+        "what": what, "method": args.student_model, "parameters": total, "trained_parameters": trained,
+        "teacher_parameters": teachers, "world_size": session.runtime.launch.world_size,
+        "model_parallel_size": state.model_size, "device": session.runtime.device.type, "engine": engine,
+        "dtype": dtype, "global_batch_size": batch, "iterations": session.run.train_iters, "torch": torch.__version__,
+        "notes": list(args.start_notes)})
+    session.writer.write_json("config.json", {name: value for name, value in vars(args).items() if name != "ds_config"})
+    if args.ds_config is not None:
+        session.writer.write_json("config_gpt_large.json", args.ds_config)
+    logger.info("checkpoints: %s; records: %s", session.folder.checkpoints or "none", session.folder.logs or "none")
+
+
+def _teacher_dtype(spec: TeacherSpec) -> torch.dtype:
+    return torch.float16 if spec.fp16 else torch.bfloat16 if spec.bf16 else torch.float32
+
+
+def _warn_about_coupling(student: GLMStudent | None, args: Any) -> None:
+    if student is not None and student.batch_coupled and args.gradient_accumulation_steps > 1:
+        logger.warning("%s: %s, so its loss depends on the split into --gradient-accumulation-steps=%d",
+                       args.student_model, student.batch_coupled, args.gradient_accumulation_steps)

@@ -1,0 +1,225 @@
+"""A run on disk: everything that has to be known to go on as if it had never stopped.
+
+Each model-parallel rank of data-parallel rank 0 writes ``mp_rank_XX_model_states.pt``: weights, schedule, random states
+of all its data-parallel ranks, data position, state of the method, and the optimizer where all of them have the same.
+With ZeRO every rank writes its part of the optimizer to ``zero_pp_rank_D_mp_rank_XX_optim_states.pt``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from distill.training.session import Best, Session
+from model.checkpoint.files import atomic_save, safe_load
+from model.checkpoint.load import load_into, read_module_state
+from model.checkpoint.naming import CheckpointLocation, canonical_name, resolve_checkpoint, shard_files
+from model.checkpoint.rng import capture_rng_states, restore_rng_states
+from model.checkpoint.save import module_payload, save_checkpoint
+from model.parallel.groups import parallel_state
+from model.parallel.random import get_tracker_state, set_tracker_state
+
+logger = logging.getLogger(__name__)
+
+TRACKER_NAME = "model-parallel-rng"
+BEST_TAG = "best"
+
+
+def save_training_state(session: Session, *, tracker: bool = True) -> None:
+    """Save everything under the current iteration. Every rank has to call it; does nothing without ``--save``.
+
+    Args:
+        tracker: also name it in ``latest_checkpointed_iteration.txt`` (fine-tuning leaves ``best`` there).
+    """
+    directory = session.folder.checkpoints
+    if directory is None:
+        return
+    args, state, tag = session.args, parallel_state(), str(session.iteration)
+    has_optimizer = session.engine is not None and not args.no_save_optim
+    rng_states = None if args.no_save_rng else _gather_over_data_parallel(_capture_rng())
+    payload = None
+    if state.data_rank == 0:
+        payload = {**module_payload(session.model), **_progress(session)}
+        if rng_states is not None:
+            payload["data_parallel_rng_states"] = rng_states
+        if has_optimizer:
+            payload["client_lr_scheduler" if args.deepspeed else "lr_scheduler"] = session.schedule.state_dict()
+            payload["optimizer"] = None if session.engine.is_sharded else session.engine.state_dict()
+    if has_optimizer and session.engine.is_sharded:
+        atomic_save({"optimizer_state_dict": session.engine.state_dict()}, _optimizer_path(directory / tag, args.bf16))
+    save_checkpoint(
+        directory, tag, payload, mp_rank=state.model_rank, mp_size=state.model_size,
+        is_first_rank=session.runtime.is_main, barrier=_barrier, tracker=tracker, training_state=True)
+    logger.info("saved iteration %s to %s", tag, directory / tag)
+
+
+def save_best(session: Session) -> None:
+    """Save the weights as ``best``, which stays whole while it is replaced. Every rank has to call it."""
+    directory = session.folder.checkpoints
+    if directory is None:
+        return
+    state = parallel_state()
+    payload = None
+    if state.data_rank == 0:
+        payload = {**module_payload(session.model, only_trainable=True), **_progress(session)}
+    save_checkpoint(
+        directory, BEST_TAG, payload, mp_rank=state.model_rank, mp_size=state.model_size,
+        is_first_rank=session.runtime.is_main, barrier=_barrier, replace=True, best_iteration=session.iteration)
+
+
+def load_best(session: Session) -> bool:
+    """Put the weights of ``best`` into the model, for the last evaluation; False if there is none."""
+    directory = session.folder.checkpoints
+    if directory is None or not (directory / BEST_TAG).is_dir():
+        return False
+    state, _ = _read(CheckpointLocation(directory, BEST_TAG), session)
+    load_into(_targets(session.model), state, where=str(directory / BEST_TAG))
+    return True
+
+
+def resume(session: Session) -> bool:
+    """``--load``: restore weights, optimizer, schedule, position, random states, method and best score.
+
+    Returns:
+        Whether there was something to resume; a path that does not exist starts from scratch, with a warning.
+
+    Raises:
+        ValueError: another number of model-parallel ranks, parameters that do not fit, another optimizer layout.
+    """
+    args = session.args
+    if args.load is None:
+        return False
+    if not Path(args.load).exists():
+        logger.warning("--load=%s does not exist: starting from scratch", args.load)
+        return False
+    location = resolve_checkpoint(args.load, training_state=True)
+    size = parallel_state().model_size
+    if (count := len(shard_files(location.folder))) != size:
+        raise ValueError(
+            f"--load={args.load} was saved with --model-parallel-size={count}, this run has {size}: the optimizer "
+            f"state cannot be cut anew. Convert the weights with change_mp.py and start with --load-pretrained")
+    state, extras = _read(location, session)
+    report = load_into(_targets(session.model), state, where=str(location.folder))
+    if report.missing:
+        raise ValueError(f"--load={args.load} lacks {', '.join(report.missing[:5])}: it belongs to another run; start "
+                         f"from its weights with --load-pretrained")
+    if location.release:
+        _refresh_masters(session)
+        return True
+    _restore_progress(session, extras)
+    _restore_optimizer(session, location, extras)
+    if not args.no_load_rng and (states := extras.get("data_parallel_rng_states")):
+        _restore_rng(states)
+    logger.info("resumed from iteration %d of %s", session.iteration, location.folder)
+    return True
+
+
+def _read(location: CheckpointLocation, session: Session) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    state = parallel_state()
+    return read_module_state(location, mp_rank=state.model_rank, mp_size=state.model_size,
+                             trust_pickle=session.args.trust_checkpoint)
+
+
+def _targets(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {canonical_name(name): tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+
+
+def _progress(session: Session) -> dict[str, Any]:
+    """What has been done so far, in plain values."""
+    # A method with a state that does not follow from the iteration has method_state() and load_method_state(state).
+    method_state = getattr(session.context.student, "method_state", None)
+    return {
+        "iteration": session.iteration,
+        "important_nonparameters": {},
+        "training": {
+            "position": session.position, "steps": session.steps, "epochs_done": session.epochs_done,
+            "train_iters": session.run.train_iters, "best": asdict(session.best)},
+        "method_state": method_state() if method_state is not None else {}}
+
+
+def _restore_progress(session: Session, extras: dict[str, Any]) -> None:
+    training = extras.get("training")
+    if training is None:
+        # Written by another program: its iterations are ours, in pretraining.
+        session.position = int(extras.get("iteration") or 0) * session.source.per_iteration
+        session.steps = int(extras.get("iteration") or 0)
+        return
+    session.position, session.steps = int(training["position"]), int(training["steps"])
+    session.epochs_done = int(training["epochs_done"])
+    session.best = Best(**training["best"])
+    if extras.get("method_state"):
+        session.context.student.load_method_state(extras["method_state"])
+
+
+def _restore_optimizer(session: Session, location: CheckpointLocation, extras: dict[str, Any]) -> None:
+    args, engine = session.args, session.engine
+    if engine is None:
+        return
+    schedule = extras.get("client_lr_scheduler") or extras.get("lr_scheduler")
+    if schedule and not args.no_load_lr_scheduler:
+        session.schedule.load_state_dict(schedule)
+    if args.no_load_optim:
+        _refresh_masters(session)
+        return
+    if engine.is_sharded:
+        path = _optimizer_path(location.folder, args.bf16)
+        if not path.is_file():
+            raise ValueError(f"{path} is missing: the run was saved by another number of ranks, or without ZeRO; add "
+                             f"--no-load-optim to go on with a fresh optimizer")
+        engine.load_state_dict(safe_load(path, args.trust_checkpoint)["optimizer_state_dict"])
+        return
+    state = extras.get("optimizer")
+    if state is None:
+        raise ValueError(f"{location.folder} has no optimizer state for this engine; add --no-load-optim to go on with "
+                         f"a fresh optimizer")
+    engine.load_state_dict(state)
+
+
+def _refresh_masters(session: Session) -> None:
+    if session.engine is not None:
+        session.engine.refresh_master_weights()
+
+
+def _optimizer_path(folder: Path, bf16: bool) -> Path:
+    state = parallel_state()
+    prefix = "bf16_" if bf16 else ""
+    return folder / f"{prefix}zero_pp_rank_{state.data_rank}_mp_rank_{state.model_rank:02d}_optim_states.pt"
+
+
+def _capture_rng() -> dict[str, Any]:
+    tracker = get_tracker_state()
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return capture_rng_states({} if tracker is None else {TRACKER_NAME: tracker}, cuda)
+
+
+def _restore_rng(states: list[dict[str, Any]]) -> None:
+    rank = parallel_state().data_rank
+    if len(states) != parallel_state().data_size:
+        logger.warning("the checkpoint has random states of %d data-parallel ranks, this run has %d", len(states),
+                       parallel_state().data_size)
+    mine = states[rank % len(states)]
+    restore_rng_states(mine)
+    if mine.get("cuda_rng_state") is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(mine["cuda_rng_state"])
+    if mine.get("rng_tracker_states"):
+        set_tracker_state(mine["rng_tracker_states"][TRACKER_NAME])
+
+
+def _gather_over_data_parallel(value: Any) -> list[Any]:
+    state = parallel_state()
+    if state.data_size == 1:
+        return [value]
+    gathered: list[Any] = [None] * state.data_size
+    dist.all_gather_object(gathered, value, group=state.data_group)
+    return gathered
+
+
+def _barrier() -> None:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,217 @@
+"""Brings a process into the run and out of it again: ranks, device, threads, process groups, seeds, logging.
+
+Works alone (``python distill/pretrain.py``), under ``torchrun``, under ``deepspeed``, and from the variables of OpenMPI
+and Slurm. A process group that exists already (a test, a notebook) is used and left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from model.parallel import backend, groups
+from model.parallel.random import seed_everything
+
+ROOMS = ("distill", "model", "data_utils", "tasks")
+#: Exit code of a run that was asked to stop, as the shell gives it for SIGTERM.
+STOPPED = 143
+#: A collective may wait for the slowest rank's tokenising of a corpus.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher said about this process."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process in its run."""
+
+    launch: Launch
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one process that writes logs, trackers and results."""
+        return self.launch.rank == 0
+
+
+def detect_launch(environ: Mapping[str, str], local_rank: int | None = None) -> Launch:
+    """Ranks from torchrun's / DeepSpeed's variables, else OpenMPI's, else those of a Slurm step, else alone.
+
+    Args:
+        local_rank: ``--local_rank``, used where no variable says it.
+
+    Raises:
+        ValueError: several processes without ``MASTER_ADDR`` or ``MASTER_PORT``.
+    """
+    launch = _read_launch(environ, local_rank)
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
+    if launch.world_size > 1 and missing:
+        raise ValueError(
+            f"{launch.world_size} processes, but {' and '.join(missing)} not set: set them to the address and a free "
+            f"port of the first node, the same for all (torchrun and deepspeed do)")
+    return launch
+
+
+def _read_launch(environ: Mapping[str, str], local_rank: int | None) -> Launch:
+    def number(name: str, default: int) -> int:
+        return int(environ.get(name, default))
+
+    if "RANK" in environ and "WORLD_SIZE" in environ:
+        rank, size = number("RANK", 0), number("WORLD_SIZE", 1)
+        local = number("LOCAL_RANK", local_rank if local_rank is not None else 0)
+        local_size = number("LOCAL_WORLD_SIZE", number("LOCAL_SIZE", size))
+    elif "OMPI_COMM_WORLD_RANK" in environ:
+        rank, size = number("OMPI_COMM_WORLD_RANK", 0), number("OMPI_COMM_WORLD_SIZE", 1)
+        local, local_size = number("OMPI_COMM_WORLD_LOCAL_RANK", 0), number("OMPI_COMM_WORLD_LOCAL_SIZE", size)
+    elif "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" in environ:
+        rank, size = number("SLURM_PROCID", 0), number("SLURM_STEP_NUM_TASKS", 1)
+        local, local_size = number("SLURM_LOCALID", 0), size
+    else:
+        return Launch(local_rank=local_rank or 0)
+    return Launch(rank, size, local, max(1, min(local_size, size)))
+
+
+@contextmanager
+def running(args: Any) -> Iterator[Runtime]:
+    """Everything that has to be in place before a model is built; undone at the end, also after an error."""
+    if dist.is_initialized():
+        launch = _from_process_group(os.environ)
+    else:
+        launch = detect_launch(os.environ, args.local_rank)
+    _set_threads(launch)
+    undo_logging = _set_up_logging(launch.rank)
+    device = backend.local_device(launch.local_rank)
+    made_group = _join_process_group(args, launch)
+    made_groups = False
+    try:
+        made_groups = _make_model_parallel(args.model_parallel_size)
+        if args.seed > 0:
+            seed_everything(args.seed)
+        yield Runtime(launch, device)
+    finally:
+        # Ranks that end without this sometimes abort after a correct run.
+        if made_groups:
+            groups.destroy_model_parallel()
+        if made_group and dist.is_initialized():
+            dist.destroy_process_group()
+        undo_logging()
+
+
+def _from_process_group(environ: Mapping[str, str]) -> Launch:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    return Launch(rank, size, int(environ.get("LOCAL_RANK", rank)), int(environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def _set_threads(launch: Launch) -> None:
+    """Share the cores among the local processes: without it, four ranks on two cores are ten times slower."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // launch.local_size))
+
+
+def _join_process_group(args: Any, launch: Launch) -> bool:
+    """Make the process group where one is needed; returns whether it was made here."""
+    made = False
+    if not dist.is_initialized() and (launch.world_size > 1 or args.deepspeed):
+        options: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
+        if launch.world_size == 1:
+            options["store"] = dist.HashStore()  # alone: no port that could be taken
+        dist.init_process_group(args.distributed_backend, timeout=COLLECTIVE_TIMEOUT, **options)
+        made = True
+    if args.deepspeed:
+        os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
+        deepspeed = backend.load_deepspeed()
+        # DeepSpeed keeps its own handle, which would still point to the group of an earlier run in this process.
+        deepspeed.comm.comm.cdb = None
+        deepspeed.init_distributed(args.distributed_backend, auto_mpi_discovery=False, verbose=False)
+    return made
+
+
+def _make_model_parallel(size: int) -> bool:
+    if groups.is_initialized():
+        if groups.get_model_parallel_world_size() != size:
+            raise ValueError(
+                f"--model-parallel-size={size}, but this process is in model-parallel groups of "
+                f"{groups.get_model_parallel_world_size()}")
+        return False
+    groups.initialize_model_parallel(size)
+    return True
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes above the progress bar, to whatever ``sys.stdout`` is at the moment."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def _set_up_logging(rank: int) -> Any:
+    """Rank 0 tells what it does, the others only warn. Returns a function that takes everything back."""
+    root, handler = logging.getLogger(), _ConsoleHandler()
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    handler.setFormatter(_LevelFormatter(prefix))
+    attach = not root.handlers
+    if attach:
+        root.addHandler(handler)
+    before = {name: logging.getLogger(name).level for name in ROOMS}
+    for name in ROOMS:
+        logging.getLogger(name).setLevel(logging.INFO if rank == 0 else logging.WARNING)
+
+    def undo() -> None:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+        if attach:
+            root.removeHandler(handler)
+
+    return undo
+
+
+class _LevelFormatter(logging.Formatter):
+    """The bare message for information, the level in front of it for more."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__("%(message)s")
+        self.prefix = prefix
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        return self.prefix + level + super().format(record)
+
+
+class StopSignal:
+    """Notes SIGTERM, so that the loop can save at the next iteration instead of dying in the middle of one."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous: Any = None
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = True
+
+    def __exit__(self, *error: Any) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
