@@ -27,6 +27,7 @@ from distill.student import add_distill_flags, add_method_flags, check_refused
 from distill.teachers import add_teacher_flags, teacher_specs
 from distill.training import ds_config
 from distill.training.flags import add_training_flags
+from distill.vocab_init import add_vocab_flags, check_vocab_flags
 from model.config import ModelConfig, add_model_flags
 from model.parallel import backend
 from tasks.flags import add_task_flags, check_task_flags
@@ -91,6 +92,7 @@ def build_parser(stage: str = PRETRAIN) -> argparse.ArgumentParser:
     add_data_flags(parser)
     add_training_flags(parser)
     add_task_flags(parser)
+    add_vocab_flags(parser)
     add_distill_flags(parser)
     add_teacher_flags(parser)
     add_method_flags(parser)
@@ -231,6 +233,7 @@ def _check_sizes(args: argparse.Namespace) -> None:
 
 def _check(args: argparse.Namespace, stage: str) -> None:
     """Combinations that cannot work, before anything is built."""
+    check_vocab_flags(args)
     if args.optimizer == "adafactor":
         raise ValueError("--optimizer=adafactor is not built; use adam")
     if not 0.0 <= args.warmup <= 0.5:

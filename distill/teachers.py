@@ -61,6 +61,7 @@ class TeacherSpec:
     inverted_bottleneck_mode: bool = False
     cross_layer_parameter_sharing: bool = False
     random_para: bool = False
+    gelu: str = "tanh"
 
     def model_config(self, student: ModelConfig, **overrides: Any) -> ModelConfig:
         """Sizes of this teacher's model; vocabulary, dropout and the like are the student's, its shape is its own."""
@@ -70,7 +71,7 @@ class TeacherSpec:
                         self.index, positions, self.max_position_embeddings)
         own = {name: getattr(self, name) for name in (
             "num_layers", "hidden_size", "num_attention_heads", "ib_hidden_size", "ib_ffn_num", "ib_word_emb",
-            "compress_word_emb", "inverted_bottleneck_mode", "cross_layer_parameter_sharing")}
+            "compress_word_emb", "inverted_bottleneck_mode", "cross_layer_parameter_sharing", "gelu")}
         return replace(student, **{**own, "max_position_embeddings": positions, "map_vocab_size": 0,
                                    "unmap_vocab_output": False, **overrides})
 
@@ -103,6 +104,7 @@ def add_teacher_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--teacher_{name}", type=kind, default=default, help=f"teacher: {text}")
     for name, text in COMMON.items():
         group.add_argument(f"--teacher_{name}", action="store_true", help=text)
+    group.add_argument("--teacher_gelu", choices=("tanh", "erf"), default="tanh", help="the teachers' form of GELU")
     group = parser.add_argument_group("multi-teacher: model lists")
     for name, (_, _, text) in LISTED.items():
         group.add_argument(f"--mt_{name}", type=str, default="",
@@ -134,6 +136,7 @@ def teacher_specs(args: Any) -> list[TeacherSpec]:
                          "separated by ':', and a path cannot contain one")
     columns = {name: _column(args, name, entries, max(count, 1)) for name, entries in lists.items()}
     common = {name: getattr(args, f"teacher_{name}", False) for name in COMMON}
+    common["gelu"] = getattr(args, "teacher_gelu", "tanh")
     return [TeacherSpec(index=i, **{name: column[i] for name, column in columns.items()}, **common)
             for i in range(max(count, 1))]
 
@@ -163,6 +166,7 @@ def disabled_teachers(args: Any, count: int) -> tuple[bool, ...]:
 def build_teachers(specs: Sequence[TeacherSpec], student: ModelConfig, *,
                    build_model: Callable[[ModelConfig], nn.Module],
                    load_weights: Callable[[nn.Module, str], Any],
+                   map_rows: Callable[[float], int] = lambda size: 0,
                    place: Callable[[nn.Module, TeacherSpec], nn.Module] | None = None) -> list[nn.Module]:
     """Build every teacher, load its weights and freeze it.
 
@@ -171,6 +175,7 @@ def build_teachers(specs: Sequence[TeacherSpec], student: ModelConfig, *,
         student: the student's sizes; a teacher shares its vocabulary and options.
         build_model: makes the model from its sizes, with the same task head as the student's.
         load_weights: fills a model from a checkpoint path.
+        map_rows: rows of a compact word table for a teacher's ``map_vocab_size``, as the student's is resolved.
         place: moves a loaded model to its device and precision.
 
     Returns:
@@ -178,7 +183,7 @@ def build_teachers(specs: Sequence[TeacherSpec], student: ModelConfig, *,
     """
     teachers = []
     for spec in specs:
-        config = spec.model_config(student)
+        config = spec.model_config(student, map_vocab_size=map_rows(spec.map_vocab_size))
         teacher = build_model(config)
         if spec.random_para:
             logger.warning("teacher %d keeps random weights (--teacher_random_para)", spec.index)

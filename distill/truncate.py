@@ -58,11 +58,24 @@ def copy_front(student: nn.Module, teacher: nn.Module) -> list[str]:
             continue
         spec = shard_spec_of(parameter)
         whole = _whole(parameter, spec)
-        _copy_blocks(whole, _whole(source[name], shard_spec_of(source[name])), spec)
+        _copy_blocks(whole, _source_of(name, source[name], student, teacher), spec)
         state = parallel_state()
         parameter.copy_(spec.shard(whole, state.model_rank, state.model_size))
         copied.append(name)
     return copied
+
+
+def _source_of(name: str, parameter: torch.Tensor, student: nn.Module, teacher: nn.Module) -> torch.Tensor:
+    """The teacher's whole tensor; of its word table, the rows of the student's compact vocabulary."""
+    whole = _whole(parameter, shard_spec_of(parameter))
+    if name != "word_embeddings.weight":
+        return whole
+    teacher_map, student_map = getattr(teacher, "vocab_map", None), getattr(student, "vocab_map", None)
+    if teacher_map is not None:
+        whole = whole[teacher_map.rows_of(torch.arange(teacher_map.vocab_size, device=whole.device))]
+    if student_map is not None:
+        whole = whole[student_map.ids_of_rows().to(whole.device)]
+    return whole
 
 
 def _copy_blocks(target: torch.Tensor, source: torch.Tensor, spec: ShardSpec) -> None:

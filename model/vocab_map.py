@@ -66,6 +66,11 @@ class VocabMap(torch.nn.Module):
         self._check()
         return self.origin_id_to_target_pos[ids]
 
+    def ids_of_rows(self) -> torch.Tensor:
+        """int64 [k], the id that each row belongs to. Raises ValueError before a map is set."""
+        self._check()
+        return self.target_pos_to_origin_id[:self.num_rows]
+
     def expand(self, table: torch.Tensor) -> torch.Tensor:
         """This rank's rows [k/p, e] of the compact table -> rows of this rank's slice of original ids, [v/p, e].
 

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERNAL = ("model", "data_utils", "tasks", "distill", "tests", "change_mp")
-ENTRY_SCRIPTS = ("distill/pretrain.py", "distill/finetune.py", "distill/auto_tune.py")
+ENTRY_SCRIPTS = ("distill/pretrain.py", "distill/finetune.py", "distill/auto_tune.py", "distill/vocab_sort.py")
 #: Files that talk to the person who typed the command.
 MAY_PRINT = (*ENTRY_SCRIPTS, "change_mp.py")
 #: The rooms that may touch the packages that not every machine has.
@@ -43,17 +43,18 @@ class Room:
 
 EVERYTHING = ("model", "data_utils", "tasks", "distill")
 #: Small files that know nothing of models or runs.
-DISTILL_LEAVES = ("distill.flag_types", "distill.distill_flags", "distill.layer_maps", "distill.retired_flags")
-DISTILL_CORE = ("model", "distill.losses", "distill.student", "distill.teachers", "distill.vocab_init",
+DISTILL_LEAVES = ("distill.flag_types", "distill.distill_flags", "distill.layer_maps", "distill.retired_flags",
+                  "distill.schedules")
+DISTILL_CORE = ("model", "data_utils.vocab_file", "distill.losses", "distill.student", "distill.teachers", "distill.vocab_init",
                 "distill.truncate", "distill.training.run_state", *DISTILL_LEAVES)
-METHOD = ("distill.student", "distill.losses", "distill.layer_maps", "distill.flag_types", "model.taps",
-          "model.parallel")
+METHOD = ("distill.student", "distill.losses", "distill.layer_maps", "distill.schedules", "distill.flag_types",
+          "model.taps", "model.parallel")
 FACADE = (*METHOD, "distill.methods", "distill.multi_teacher", "model.config")
 DATA_PACKAGES = ("torch", "numpy", "tokenizers", "sentencepiece", "tqdm", "filelock", "transformers", "fasttext")
 
 ROOMS = (
     Room("model/parallel/", ("model.parallel",), ("torch", "numpy", *BACKEND_ONLY)),
-    Room("model/checkpoint/", ("model.checkpoint", "model.parallel.sharding"), ("torch", "numpy")),
+    Room("model/checkpoint/", ("model.checkpoint", "model.parallel.sharding"), ("torch", "numpy", "safetensors")),
     Room("model/", ("model",)),
     Room("data_utils/", ("data_utils",), DATA_PACKAGES),
     Room("data_utils/loaders.py", ("data_utils", "model.parallel.groups"), DATA_PACKAGES),
@@ -70,6 +71,7 @@ ROOMS = (
     Room("distill/sweep/", ("distill.sweep", "model.checkpoint.reshard"), ("optuna", "rich")),
     Room("distill/auto_tune.py", ("distill.sweep", "model.checkpoint.reshard"), ("optuna", "rich")),
     Room("distill/", EVERYTHING),
+    Room("distill/vocab_sort.py", ("data_utils", "tasks.registry", "distill.vocab_init", "model.checkpoint.files")),
     Room("change_mp.py", ("model.checkpoint",), ()),
 )
 

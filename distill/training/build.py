@@ -23,6 +23,7 @@ from distill.training.run_state import RunState
 from distill.training.session import Session
 from distill.training.setup import Runtime
 from distill.truncate import truncate_teacher
+from distill.vocab_init import resolve_map_size, set_up_vocab_map
 from model.checkpoint.load import HEAD_PREFIXES, STUDENT_PREFIXES, LoadReport, load_backbone
 from model.config import ModelConfig
 from model.glm import GLMModel
@@ -49,6 +50,7 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     teachers = build_teachers(
         specs, config, build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
         load_weights=lambda model, path: load_weights(model, path, args),
+        map_rows=lambda size: _map_rows(size, args, tokenizer),
         place=lambda model, spec: model.to(runtime.device, _teacher_dtype(spec)))
     if args.student_model and not specs:
         logger.warning("--student_model=%s has no teacher (--teacher_load_pretrained): the model is trained alone",
@@ -66,6 +68,7 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     mark_replicated_parameters(model)
     if args.load_pretrained:
         load_weights(model, args.load_pretrained, args)
+    set_up_vocab_map(glm, teachers, args, tokenizer)
     if student is not None:
         truncate_teacher(student, teachers, args)
     model.to(runtime.device, training_dtype(args))
@@ -84,9 +87,16 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
 def student_config(args: Any, tokenizer: Tokenizer) -> ModelConfig:
     """Sizes of the student, with the tokenizer's padded vocabulary; checked."""
     vocab_size = padded_vocab_size(tokenizer.num_tokens, args.make_vocab_size_divisible_by)
-    config = ModelConfig.from_args(args, vocab_size=vocab_size)
+    rows = _map_rows(args.map_vocab_size, args, tokenizer)
+    config = ModelConfig.from_args(args, vocab_size=vocab_size, map_vocab_size=rows,
+                                   unmap_vocab_output=bool(rows) and args.unmap_vocab_output)
     config.check(args.model_parallel_size)
     return config
+
+
+def _map_rows(size: float, args: Any, tokenizer: Tokenizer) -> int:
+    divisor = args.make_vocab_size_divisible_by
+    return resolve_map_size(size, tokenizer.num_tokens, padded_vocab_size(tokenizer.num_tokens, divisor), divisor)
 
 
 def backbone(config: ModelConfig, task: TaskSpec | None) -> GLMModel:

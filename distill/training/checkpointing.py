@@ -20,6 +20,7 @@ from distill.training.session import Best, Session
 from model.checkpoint.files import atomic_save, safe_load
 from model.checkpoint.load import load_into, read_module_state
 from model.checkpoint.naming import CheckpointLocation, canonical_name, resolve_checkpoint, shard_files
+from model.checkpoint.nonparameters import restore_nonparameters
 from model.checkpoint.rng import capture_rng_states, restore_rng_states
 from model.checkpoint.save import module_payload, save_checkpoint
 from model.parallel.groups import parallel_state
@@ -78,7 +79,8 @@ def load_best(session: Session) -> bool:
     directory = session.folder.checkpoints
     if directory is None or not (directory / BEST_TAG).is_dir():
         return False
-    state, _ = _read(CheckpointLocation(directory, BEST_TAG), session)
+    state, extras = _read(CheckpointLocation(directory, BEST_TAG), session)
+    restore_nonparameters(session.model, extras, state, where=str(directory / BEST_TAG))
     load_into(_targets(session.model), state, where=str(directory / BEST_TAG))
     return True
 
@@ -105,6 +107,7 @@ def resume(session: Session) -> bool:
             f"--load={args.load} was saved with --model-parallel-size={count}, this run has {size}: the optimizer "
             f"state cannot be cut anew. Convert the weights with change_mp.py and start with --load-pretrained")
     state, extras = _read(location, session)
+    restore_nonparameters(session.model, extras, state, where=str(location.folder))
     report = load_into(_targets(session.model), state, where=str(location.folder))
     if report.missing:
         raise ValueError(f"--load={args.load} lacks {', '.join(report.missing[:5])}: it belongs to another run; start "
@@ -136,7 +139,6 @@ def _progress(session: Session) -> dict[str, Any]:
     method_state = getattr(session.context.student, "method_state", None)
     return {
         "iteration": session.iteration,
-        "important_nonparameters": {},
         "training": {
             "position": session.position, "steps": session.steps, "epochs_done": session.epochs_done,
             "train_iters": session.run.train_iters, "best": asdict(session.best)},
