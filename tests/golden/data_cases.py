@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_utils.block_lm import BlockLM, BlockLMConfig, Row, Sample, collate_rows
 from data_utils.corpora.build import iter_source
@@ -25,6 +26,8 @@ from data_utils.span_masking import place_in_document, place_spans, span_length_
 from data_utils.splits import parse_split, shuffled_indices, split_indices
 from data_utils.tokenizers import CommandSwitches, Tokenizer, make_tokenizer
 from data_utils.tokenizers.sentencepiece import ChineseSPTokenizer, chinese_commands
+from data_utils.vocab_file import sort_vocabulary, vocab_file_text
+from distill.vocab_init import build_vocab_map
 
 Case = dict[str, Any]
 # Golden name of a batch key -> our name.
@@ -247,6 +250,21 @@ def _statistics(objective: BlockLM, dataset: BlockDataset, samples: int) -> Case
     }
 
 
+def recompute_vocab_compression(case: Case, shared: Path) -> Case:
+    """The vocabulary sort file, and the maps that are built from it."""
+    counts, protected = dict(map(tuple, case["counts_in_first_seen_order"])), set(case["protected_ids"])
+    text = vocab_file_text(case["tokens"], counts, protected)
+    order = sort_vocabulary(len(case["tokens"]), counts, protected)
+    table = torch.tensor(case["teacher_embeddings"])
+    maps = []
+    for one in case["maps"]:
+        similar = {} if one["method"] == "unk" else {"table": table, "method": one["method"]}
+        tensors = build_vocab_map(
+            order, one["padded_vocab_size"], one["compact_size"], unk_id=case["unk_id"], **similar)
+        maps.append({**one, **{name: tensor.long().tolist() for name, tensor in tensors.items()}})
+    return {**case, "expected_file_lines": text.splitlines(), "maps": maps}
+
+
 DATA_CASES: dict[str, Callable[[Case, Path], Case]] = {
     "tokenization": recompute_tokenization,
     "span_sampling": recompute_span_sampling,
@@ -254,11 +272,14 @@ DATA_CASES: dict[str, Callable[[Case, Path], Case]] = {
     "splits_and_samplers": recompute_splits_and_samplers,
     "blocklm": recompute_blocklm,
     "stats": recompute_stats,
+    "vocab_compression": recompute_vocab_compression,
 }
 
 
 def data_kind_of(case: Case) -> str | None:
     """The kind of a golden file by its keys, None where it is none of ours."""
+    if "counts_in_first_seen_order" in case:
+        return "vocab_compression"
     if "placement" in case:
         return "span_sampling"
     if "batch_sampler" in case:
