@@ -13,10 +13,13 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data_utils import block_lm
 from data_utils.tokenizers import Tokenizer
+from data_utils.workers import start_worker
 from tasks.collate import collate
 from tasks.encoding import Sample, TaskEncoder
-from tasks.examples import Example, Split, nearest, read_lines
+from tasks.examples import Example, Split, nearest
+from tasks.files import JSON_LINES, FileFormat
 from tasks.registry import get_task
 from tasks.spec import TaskOptions, TaskSpec
 
@@ -25,8 +28,7 @@ Batch = dict[str, torch.Tensor]
 #: Below this many examples, encoding in the training process is quicker than starting workers.
 MIN_EXAMPLES_FOR_WORKERS = 10_000
 
-_FILES = {"train": "train", "dev": "val", "test": "test", "unlabeled": "unlabeled"}
-_FEW_SHOT_FILES = {**_FILES, "dev": "dev32", "test": "val"}
+_SPLIT_KINDS = ("train", "dev", "test", "unlabeled")
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,30 +41,35 @@ def make_split(name: str, *, for_training: bool = False) -> Split:
     """
     if for_training:
         return Split(name, "unlabeled" if name == "unlabeled" else "train")
-    return Split(name, name if name in _FILES else "dev")
+    return Split(name, name if name in _SPLIT_KINDS else "dev")
 
 
-def split_file(data_dir: str | Path, split: Split, few_superglue: bool = False) -> Path:
-    """The file of a split; FileNotFoundError names what the folder has instead."""
+def split_file(data_dir: str | Path, split: Split, few_superglue: bool = False,
+               form: FileFormat = JSON_LINES) -> Path:
+    """The file (RACE: folder) of a split; FileNotFoundError names what the folder has instead."""
     folder = Path(data_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--data-dir={data_dir} is not a folder; give the folder of one task with train.jsonl, "
-                                "val.jsonl, ... in the official SuperGLUE format")
-    path = folder / f"{(_FEW_SHOT_FILES if few_superglue else _FILES).get(split.name, split.name)}.jsonl"
-    if not path.is_file():
-        present = sorted(file.stem for file in folder.glob("*.jsonl"))
+        raise FileNotFoundError(f"--data-dir={data_dir} is not a folder; give the folder of one task with "
+                                f"{', '.join(dict.fromkeys(form.names.values()))} in the task's official format "
+                                "(SuperGLUE: python -m tasks.superglue.download)")
+    path = folder / form.file_name(split.name, few_superglue)
+    if not path.exists():
+        present = [file.name for file in sorted(folder.iterdir()) if file.suffix == path.suffix]
+        stems = [Path(name).stem for name in present]
         raise FileNotFoundError(
-            f"{path} (split {split.name!r}) does not exist{nearest(path.stem, present)}; {folder} has "
-            f"{', '.join(f'{stem}.jsonl' for stem in present) or 'no .jsonl file'}. Choose the training file with "
-            "--train-split=STEM, the evaluation files with --valid-data STEM ...")
+            f"{path} (split {split.name!r}) does not exist{nearest(path.stem, stems)}; {folder} has "
+            f"{', '.join(present) or f'no {path.suffix} file'}. Choose the training file with --train-split=STEM, the "
+            "evaluation files with --valid-data STEM ...")
     return path
 
 
 def read_split(spec: TaskSpec, path: Path, split: Split, *, training_form: bool) -> list[Example]:
     """The examples of a file, sorted by number of choices (stable); ValueError where two have one guid."""
-    examples = sorted(spec.read(read_lines(path), split, training_form), key=lambda example: example.num_choices)
+    lines = spec.files.read(path)
+    examples = sorted(spec.read(lines, split, training_form), key=lambda example: example.num_choices)
     if not examples:
-        raise ValueError(f"{path} has no examples of task {spec.name}")
+        raise ValueError(f"{path} has no examples of task {spec.name} ({len(lines)} lines were read); name a file with "
+                         "at least one")
     if not training_form:
         seen: set[str] = set()
         for example in examples:
@@ -84,6 +91,20 @@ class EncodedExamples(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.encoder(self.examples[index])
+
+
+class LabelledTexts:
+    """Labelled examples as texts of the blank-filling objective (``--block-lm-ratio``), for a ``BlockLMLoader``."""
+
+    def __init__(self, data: EncodedExamples) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def sample(self, index: int) -> block_lm.Sample:
+        """The text of one example with its answer in the blank, and its loss mask."""
+        return self.data.encoder.labelled_text(self.data.examples[index])
 
 
 class TrainLoader:
@@ -142,7 +163,8 @@ class EvalSet:
         self.indices = range(data_rank, len(data), data_size)
         self.num_workers = num_workers if len(data) >= MIN_EXAMPLES_FOR_WORKERS else 0
         # A set of answers may stand in for a label (ReCoRD): then at least one example must have some.
-        self.has_labels = name != "unlabeled" and all(example.label is not None for example in data.examples) and any(
+        self.has_labels = name != "unlabeled" and all(
+            example.is_labelled and example.label is not None for example in data.examples) and any(
             example.meta.get("answers", True) for example in data.examples)
 
     @property
@@ -163,26 +185,31 @@ class EvalSet:
 
 @dataclass(frozen=True)
 class _Collator:
-    """:func:`collate`, without the choice mask where every example has all choices (a class: workers can pickle it)."""
+    """:func:`collate`, without the choice mask where every example has all choices (a class: workers can pickle it).
+
+    Pieces of answers (``--segment-length``) always have a mask: their number differs with the length of the answers.
+    """
 
     keep_mask: bool
     fixed_num_choices: int | None
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         batch = collate(samples, self.fixed_num_choices)
-        if not self.keep_mask:
+        if not self.keep_mask and "loss_mask" not in samples[0]:  # the language-model form has a mask of its own
             batch.pop("loss_mask", None)
         return batch
 
 
 def _load(data: EncodedExamples, batches: list[list[int]], fixed_num_choices: int | None,
           num_workers: int) -> Iterator[Batch]:
-    collator = _Collator(data.encoder.spec.variable_num_choices, fixed_num_choices)
+    encoder = data.encoder
+    keep_mask = encoder.spec.variable_num_choices or encoder.options.segment_length > 0
+    collator = _Collator(keep_mask, fixed_num_choices)
     if not num_workers:
         return (collator([data[index] for index in batch]) for batch in batches)
     # A generator of its own: otherwise the loader draws a number from the run's, and a resumed run would differ.
     return iter(DataLoader(data, batch_sampler=batches, collate_fn=collator, num_workers=num_workers,
-                           generator=torch.Generator()))
+                           worker_init_fn=start_worker, generator=torch.Generator()))
 
 
 @dataclass(frozen=True)
@@ -219,7 +246,7 @@ def build_task_data(args: Namespace, tokenizer: Tokenizer, *, data_rank: int = 0
     workers = getattr(args, "num_workers", 0)
 
     def examples(split: Split, training_form: bool) -> EncodedExamples:
-        path = split_file(args.data_dir, split, options.few_superglue)
+        path = split_file(args.data_dir, split, options.few_superglue, spec.files)
         found = read_split(spec, path, split, training_form=training_form)
         _LOG.info("task %s: %d examples from %s", spec.name, len(found), path)
         return EncodedExamples(found, encoder)

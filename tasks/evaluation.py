@@ -11,7 +11,7 @@ import torch
 
 from tasks.data import Batch, EvalSet
 from tasks.examples import Example, nearest
-from tasks.losses import mask_choices
+from tasks.losses import mask_choices, sum_segments
 from tasks.spec import TaskSpec
 
 #: Choices of an example that are scored at a time; a bound on memory, without influence on the scores.
@@ -19,12 +19,17 @@ CHOICES_AT_A_TIME = 10
 
 
 def choice_chunks(batch: Batch, spec: TaskSpec, size: int = CHOICES_AT_A_TIME) -> Iterator[Batch]:
-    """The batch in parts of at most ``size`` choices; one part where a sample is one row. ``label`` stays as it is."""
+    """The batch in parts of at most ``size`` choices (or pieces of answers); one part where a sample is one row.
+
+    What has no choice axis stays as it is: ``label``, and with ``--fast-decode`` the text.
+    """
     if not spec.is_multi_choice:
         yield batch
         return
-    for start in range(0, batch["text"].shape[1], size):
-        yield {name: tensor if name == "label" else tensor[:, start:start + size] for name, tensor in batch.items()}
+    decoded = "dec_text" in batch
+    cut = {name for name in batch if (name.startswith("dec_") or name == "loss_mask" if decoded else name != "label")}
+    for start in range(0, batch["dec_text" if decoded else "text"].shape[1], size):
+        yield {name: tensor[:, start:start + size] if name in cut else tensor for name, tensor in batch.items()}
 
 
 def score_batch(score: Callable[[Batch], torch.Tensor], batch: Batch, spec: TaskSpec,
@@ -33,9 +38,23 @@ def score_batch(score: Callable[[Batch], torch.Tensor], batch: Batch, spec: Task
     return torch.cat([score(part) for part in choice_chunks(batch, spec, size)], dim=1)
 
 
-def predict(scores: torch.Tensor, choice_mask: torch.Tensor | None, spec: TaskSpec) -> torch.Tensor:
-    """Index of the best real choice (or class) of each sample, [b], from scores [b, c]."""
-    return mask_choices(scores, choice_mask if spec.variable_num_choices else None).argmax(dim=-1)
+def predict(scores: torch.Tensor, choice_mask: torch.Tensor | None, spec: TaskSpec,
+            segment_id: torch.Tensor | None = None) -> torch.Tensor:
+    """Index of the best real choice (or class) of each sample, [b], from scores [b, c].
+
+    With ``segment_id`` the scores are those of pieces of answers. WSC with candidates: 1 where choice 0 wins, else 0.
+    """
+    if segment_id is not None:
+        best = mask_choices(*sum_segments(scores, segment_id, choice_mask)).argmax(dim=-1)
+    else:
+        best = mask_choices(scores, choice_mask if spec.variable_num_choices else None).argmax(dim=-1)
+    return (best == 0).long() if spec.first_choice_is_true else best
+
+
+def predict_spans(best_tokens: torch.Tensor, target: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """Predictions of the language-model form, [b]: 1 where ``best_tokens`` (the model's most probable token at each
+    place, [b, s]) equals ``target`` [b, s] wherever ``loss_mask`` [b, s] is 1."""
+    return ((best_tokens == target) | (loss_mask == 0)).all(dim=-1).long()
 
 
 def merge_predictions(eval_set: EvalSet, parts: Sequence[Mapping[str, int]]) -> list[int]:
@@ -75,7 +94,9 @@ def is_better(score: float, best: float | None) -> bool:
 
 def prediction_lines(spec: TaskSpec, examples: Sequence[Example],
                      predictions: Sequence[int]) -> list[dict[str, object]]:
-    """What the official evaluation wants: ``{"idx", "label"}`` for each example, in order."""
+    """What the official evaluation wants: ``{"idx", "label"}`` for each example, in order, or as the task says."""
+    if spec.prediction_lines is not None:
+        return spec.prediction_lines(examples, predictions)
     return [{"idx": example.idx, "label": spec.predicted_label(example, prediction)}
             for example, prediction in zip(examples, predictions, strict=True)]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +41,8 @@ class Example:
     """One question of a task.
 
     ``guid`` is unique in a split: predictions are collected under it. ``label`` is one of the task's labels, None where
-    the file has none. ``idx`` goes into the prediction file.
+    the file has none. ``idx`` goes into the prediction file. ``right_choice`` is the index of the right choice where
+    that is not the label's (WSC in training); ``is_labelled`` is False where the label only fills a gap.
     """
 
     guid: str
@@ -52,6 +52,8 @@ class Example:
     idx: Any = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     num_choices: int = 1
+    right_choice: int | None = None
+    is_labelled: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Line:
         if name not in self.fields:
             present = ", ".join(map(repr, self.fields)) or "nothing"
             raise self.error(f"field {self.prefix + name!r} is missing (present: {present}); "
-                             "the file must have the official SuperGLUE fields of its task")
+                             "the file must have the official fields of its task")
         value = self.fields[name]
         if not isinstance(value, kind):
             kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
@@ -117,21 +119,3 @@ class Line:
         if value not in labels:
             raise self.error(f"label {value!r} is none of {', '.join(map(repr, labels))}{nearest(value, labels)}")
         return value
-
-
-def read_lines(path: Path) -> list[Line]:
-    """The JSON lines of a file, empty lines left out; ValueError with the line number where one is malformed."""
-    lines = []
-    with path.open(encoding="utf-8") as stream:
-        for number, text in enumerate(stream, start=1):
-            if not text.strip():
-                continue
-            try:
-                fields = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error.msg}, column {error.colno}); the file "
-                                 "must hold one JSON object a line") from error
-            if not isinstance(fields, dict):
-                raise ValueError(f"{path}, line {number}: one JSON object a line is expected, got {text.strip()!r:.80}")
-            lines.append(Line(path, number, fields))
-    return lines

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tasks.losses import LOSS_KINDS
 from tasks.registry import get_task
-from tasks.spec import TaskOptions
+from tasks.spec import TaskOptions, TaskSpec
 
 
 def add_task_flags(parser: argparse.ArgumentParser) -> None:
@@ -15,34 +15,36 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Fine-tuning and tasks")
     flag, add = _switch(group), group.add_argument
     flag("--finetune", "declare a fine-tuning run (required by the fine-tuning script)")
-    add("--task", metavar="NAME", help="task, in any case: COPA, CB, RTE, BoolQ, ReCoRD")
+    add("--task", metavar="NAME", help="task, in any case: COPA, CB, RTE, BoolQ, WiC, "
+        "WSC, MultiRC, ReCoRD, AX-b, AX-g, and GLUE-type tasks (an unknown name lists all)")
     add("--train-split", default="train", metavar="STEM",
         help="training file STEM.jsonl below --data-dir; 'unlabeled' for distillation without labels")
     flag("--cloze-eval", "classification as blank filling through a pattern; otherwise a classification head")
     add("--pattern-id", type=int, default=0, help="which pattern of the task")
     flag("--multi-token", "score label words by all their tokens (set by itself for tasks that need it)")
-    add("--segment-length", type=int, default=0, help="split long answers into pieces (not available yet)")
+    add("--segment-length", type=int, default=0, help="score long answers in pieces of this many tokens (0: whole)")
     add("--loss-func", default="cross_entropy", choices=[kind for kind in LOSS_KINDS if kind != "adapet"],
         help="loss over the scores of the choices")
-    flag("--wsc-negative", "WSC with candidates as multiple choice (WSC is not available yet)")
+    flag("--wsc-negative", "WSC with candidates (a folder WSC-negative) as multiple choice")
     add("--length-penalty", type=float, default=0.0,
         help="divide an answer's score by its number of tokens to this power")
     flag("--adapet", "decoupled label loss over log-probabilities instead of --loss-func")
     add("--pool-token", default="cls", choices=["start", "pad", "cls"],
         help="token pooled by the classification head")
-    flag("--fast-decode", "encode the text once for all candidates (not available yet)")
-    add("--block-lm-ratio", type=float, default=0.0, help="share of blank-filling steps mixed in (not available yet)")
+    flag("--fast-decode", "encode the text once for all candidates")
+    add("--block-lm-ratio", type=float, default=0.0, help="ratio r of blank-filling steps on the labelled texts: a "
+        "step is one with probability r / (1 + r)")
     flag("--few-superglue", "the 32-example development set: dev is dev32.jsonl, test is val.jsonl")
-    flag("--fix_variable_num_choices", "exactly 10 choices in every training sample of ReCoRD")
+    flag("--fix_variable_num_choices", "exactly 10 choices in every training sample of ReCoRD and WSC")
     flag("--unidirectional", "language-model evaluation from left to right (not available yet)")
     add("--src-seq-length", type=int, help="source length of sequence tasks (not available yet)")
     add("--tgt-seq-length", type=int, help="target length of sequence tasks (not available yet)")
-    flag("--continuous-prompt", "trainable prompt embeddings (not available yet)")
-    add("--num-prompt-tokens", type=int, default=0, help="number of prompt tokens (not available yet)")
+    flag("--continuous-prompt", "trainable prompt embeddings")
+    add("--num-prompt-tokens", type=int, default=0, help="number of prompt tokens")
     add("--prompt-func", default="lstm", choices=["lstm", "mlp", "none"],
-        help="encoder of the prompt (not available yet)")
-    add("--prefix-prompt", type=int, default=0, help="number of prefix prompt tokens (not available yet)")
-    flag("--prompt-init", "initialise the prompt from words (not available yet)")
+        help="encoder of the prompt")
+    add("--prefix-prompt", type=int, default=0, help="number of prefix prompt tokens")
+    flag("--prompt-init", "initialise the prompt from words")
 
 
 def _switch(group: argparse._ArgumentGroup) -> Callable[[str, str], None]:
@@ -51,19 +53,20 @@ def _switch(group: argparse._ArgumentGroup) -> Callable[[str, str], None]:
     return add
 
 
-#: Destination -> (flag, what it belongs to): options whose task or mechanism is not part of the toolkit yet.
-_NOT_YET = {
+#: Options that are encoded here but not trained or evaluated by the loop yet, and options whose tasks are missing:
+#: destination in the arguments (``language_model``: the head of that name) -> (how it is given, what it belongs to).
+NOT_WIRED = {
     "segment_length": ("--segment-length", "scoring of long answers in pieces"),
-    "wsc_negative": ("--wsc-negative", "the WSC task"),
     "fast_decode": ("--fast-decode", "decoding without repeating the text"),
     "block_lm_ratio": ("--block-lm-ratio", "mixed blank-filling steps"),
-    "unidirectional": ("--unidirectional", "language-model evaluation"),
-    "src_seq_length": ("--src-seq-length", "sequence-to-sequence tasks"),
-    "tgt_seq_length": ("--tgt-seq-length", "sequence-to-sequence tasks"),
     "continuous_prompt": ("--continuous-prompt", "continuous prompts"),
     "num_prompt_tokens": ("--num-prompt-tokens", "continuous prompts"),
     "prefix_prompt": ("--prefix-prompt", "continuous prompts"),
     "prompt_init": ("--prompt-init", "continuous prompts"),
+    "language_model": ("--task=WSC --cloze-eval without --wsc-negative", "WSC as a language model"),
+    "unidirectional": ("--unidirectional", "language-model evaluation"),
+    "src_seq_length": ("--src-seq-length", "sequence-to-sequence tasks"),
+    "tgt_seq_length": ("--tgt-seq-length", "sequence-to-sequence tasks"),
 }
 
 
@@ -71,17 +74,59 @@ def check_task_flags(args: argparse.Namespace) -> None:
     """ValueError for options of a fine-tuning run that cannot act or contradict each other; call it with --finetune."""
     if not args.task:
         raise ValueError("--finetune needs --task, for example --task=COPA")
-    for dest, (name, subject) in _NOT_YET.items():
-        if getattr(args, dest, None):
-            raise ValueError(f"{name} belongs to {subject}, which this version does not have yet; leave it out")
     options = TaskOptions.from_args(args)
     spec = get_task(args.task, options)
+    for dest, (name, subject) in NOT_WIRED.items():
+        if spec.head == dest or getattr(args, dest, None):
+            way_out = "give --wsc-negative and a folder with candidates" if spec.head == dest else "leave it out"
+            raise ValueError(f"{name} belongs to {subject}, which this version does not have yet; {way_out}")
+    _check_form(args, options, spec)
+    _check_answers(args, options, spec)
+    _check_prompt(options)
+
+
+def _check_form(args: argparse.Namespace, options: TaskOptions, spec: TaskSpec) -> None:
+    """What needs the pattern form, or one task."""
     if options.cloze_eval and not getattr(args, "block_lm", True):
         raise ValueError("--cloze-eval fills a blank, which needs --block-lm")
-    if options.multi_token and not options.cloze_eval:
-        raise ValueError("--multi-token scores answers in the blank of a pattern; give --cloze-eval with it")
-    if args.length_penalty and not spec.is_multi_token:
-        raise ValueError(f"--length-penalty={args.length_penalty} needs answers of several tokens: give --cloze-eval, "
-                         "and --multi-token for tasks whose labels are single words")
-    if args.adapet and not options.cloze_eval:
-        raise ValueError("--adapet compares label words in the blank of a pattern; give --cloze-eval with it")
+    if options.wsc_negative and spec.name != "wsc":
+        raise ValueError(f"--wsc-negative belongs to --task=WSC, got --task={args.task}; leave it out")
+    if not options.cloze_eval:
+        for name, value, reason in (
+                ("--multi-token", options.multi_token, "scores answers in the blank of a pattern"),
+                ("--adapet", args.adapet, "compares label words in the blank of a pattern"),
+                ("--wsc-negative", options.wsc_negative, "ranks candidates in the blank of a pattern"),
+                ("--continuous-prompt", options.continuous_prompt, "puts tokens into a pattern"),
+                ("--prefix-prompt", options.prefix_prompt, "puts tokens in front of a pattern"),
+                ("--block-lm-ratio", args.block_lm_ratio, "trains on patterns with their answers")):
+            if value:
+                raise ValueError(f"{name} {reason}; give --cloze-eval with it")
+    if args.block_lm_ratio < 0:
+        raise ValueError(f"--block-lm-ratio={args.block_lm_ratio} must not be negative")
+
+
+def _check_answers(args: argparse.Namespace, options: TaskOptions, spec: TaskSpec) -> None:
+    """What acts on answers of several tokens."""
+    for name, value in (("--length-penalty", args.length_penalty), ("--segment-length", options.segment_length),
+                        ("--fast-decode", options.fast_decode)):
+        if value and spec.head != "multi_token":
+            raise ValueError(f"{name}={value} needs answers of several tokens that are compared: give --cloze-eval, "
+                             "and --multi-token for tasks whose labels are single words (WSC: --wsc-negative)")
+    if options.segment_length < 0:
+        raise ValueError(f"--segment-length={options.segment_length} must not be negative")
+    for name, value in (("--fast-decode", options.fast_decode), ("--adapet", args.adapet),
+                        ("--fix_variable_num_choices", options.fix_variable_num_choices)):
+        if options.segment_length and value:
+            raise ValueError(f"--segment-length makes several rows of an answer, which {name} does not know; "
+                             "leave one of both out")
+    if spec.name == "squad" and args.loss_func not in ("generative", "mix"):
+        raise ValueError(f"--task=squad has one answer an example: with --loss-func={args.loss_func} there is nothing "
+                         "to compare it with; give --loss-func=generative")
+
+
+def _check_prompt(options: TaskOptions) -> None:
+    if min(options.num_prompt_tokens, options.prefix_prompt) < 0:
+        raise ValueError(f"--num-prompt-tokens={options.num_prompt_tokens} and --prefix-prompt={options.prefix_prompt} "
+                         "must not be negative")
+    if options.continuous_prompt != (options.num_prompt_tokens > 0):
+        raise ValueError("--continuous-prompt and --num-prompt-tokens=N (N > 0) belong together; give both or none")

@@ -5,6 +5,7 @@ Scales follow the published results: accuracy, EM and F1 of ReCoRD and SQuAD 0-1
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter, defaultdict
@@ -42,6 +43,15 @@ def f1_macro(predictions: Sequence[int], labels: Sequence[int], examples: Sequen
     """Mean F1 over the classes that occur in labels or predictions, 0-1."""
     classes = set(predictions) | set(labels)
     return sum(class_f1(predictions, labels, one) for one in classes) / max(len(classes), 1)
+
+
+def matthews(predictions: Sequence[int], labels: Sequence[int], examples: Sequence[Example] = ()) -> float:
+    """Matthews correlation of two classes (Matthews 1975), -1 to 1; 0 where one class has no label or prediction."""
+    pairs = Counter((bool(p), bool(y)) for p, y in zip(predictions, labels, strict=True))
+    true, false = pairs[True, True], pairs[False, False]
+    wrong_true, wrong_false = pairs[True, False], pairs[False, True]
+    product = ((true + wrong_true) * (true + wrong_false) * (false + wrong_true) * (false + wrong_false))
+    return (true * false - wrong_true * wrong_false) / math.sqrt(product) if product else 0.0
 
 
 def grouped_exact_match(predictions: Sequence[int], labels: Sequence[int], examples: Sequence[Example]) -> float:

@@ -70,17 +70,24 @@ class Piece:
 Tokenize = Callable[[str], Sequence[int]]
 
 
-def tokenize_sides(cloze: Cloze, tokenize: Tokenize, mask_id: int,
-                   num_prompt_tokens: int = 0) -> tuple[list[Piece], list[Piece]]:
-    """The pieces of both sides. The slots, in order, take ceil(N / slots) placeholders each until all N are used."""
+def tokenize_sides(cloze: Cloze, tokenize: Tokenize, mask_id: int, num_prompt_tokens: int = 0,
+                   before_mask: Sequence[int] = ()) -> tuple[list[Piece], list[Piece]]:
+    """The pieces of both sides.
+
+    The slots, in order, take ceil(N / slots) prompt placeholders each until all N are used; ValueError where prompt
+    tokens find no slot. ``before_mask``: tokens put in front of the blank.
+    """
     slots = sum(part is SLOT for part in (*cloze.side_a, *cloze.side_b))
+    if num_prompt_tokens and not slots:
+        raise ValueError("--continuous-prompt: this pattern has no place for prompt tokens; choose another task or "
+                         "--pattern-id, or --prefix-prompt, which puts them in front of any pattern")
     share, left = math.ceil(num_prompt_tokens / slots) if slots else 0, num_prompt_tokens
 
     def pieces(parts: Iterable[Part]) -> Iterable[Piece]:
         nonlocal left
         for part in parts:
             if part is MASK:
-                yield Piece([mask_id])
+                yield Piece([*before_mask, mask_id])
             elif part is SLOT:
                 taken = min(share, left)
                 left -= taken

@@ -6,15 +6,13 @@ from argparse import Namespace
 from dataclasses import replace
 
 from tasks.examples import nearest
+from tasks.glue import TASKS as GLUE
 from tasks.patterns import check_pattern_id
 from tasks.spec import TaskOptions, TaskSpec
 from tasks.superglue import TASKS as SUPERGLUE
+from tasks.superglue.copa import CONJUNCTIONS
 
-_TASKS = {task.name: task for task in SUPERGLUE}
-
-#: Tasks of the published release that are not part of this toolkit yet.
-LATER_TASKS = ("wic", "wsc", "multirc", "ax-b", "ax-g", "mnli", "mnli-mm", "sst2", "cola", "mrpc", "qqp", "qnli",
-               "agnews", "yelp-polarity", "yelp-full", "yahoo", "race", "squad", "afqmc", "tnews", "cluewsc")
+_TASKS = {task.name: task for task in (*SUPERGLUE, *GLUE)}
 
 
 def task_names() -> tuple[str, ...]:
@@ -22,21 +20,31 @@ def task_names() -> tuple[str, ...]:
     return tuple(_TASKS)
 
 
+def verbalizer_words() -> tuple[str, ...]:
+    """Every answer word of every task, sorted: what a compact vocabulary must not drop."""
+    words = {word for task in _TASKS.values() for words in task.verbalizers.values() for word in words}
+    return tuple(sorted(words | set(CONJUNCTIONS)))
+
+
 def get_task(name: str, options: TaskOptions | Namespace) -> TaskSpec:
     """The task of a name (any case), with its head for these options.
 
-    Raises ValueError for an unknown name (the nearest known one is named) and for a pattern that the task lacks.
+    Raises ValueError for an unknown name (the nearest known one is named), for a pattern that the task lacks, and for
+    the classifier form of a task that has none.
     """
-    known = ", ".join(task_names())
-    if name.lower() in LATER_TASKS:
-        raise ValueError(f"--task={name}: this task is not available yet; available: {known}")
     if name.lower() not in _TASKS:
-        raise ValueError(f"--task={name}: unknown task{nearest(name, _TASKS)}; available: {known}")
+        raise ValueError(f"--task={name}: unknown task{nearest(name, _TASKS)}; available: {', '.join(task_names())}")
     if not isinstance(options, TaskOptions):
         options = TaskOptions.from_args(options)
     spec = _TASKS[name.lower()]
+    if spec.adapt is not None:
+        spec = spec.adapt(spec, options)
     if not options.cloze_eval:
+        if spec.classifier_rows is None:
+            raise ValueError(f"--task={name} has no form with a classification head; give --cloze-eval")
         return spec
     check_pattern_id(spec.name, options.pattern_id, spec.pattern_ids)
+    if spec.head == "language_model":
+        return replace(spec, is_multi_token=True)
     is_multi_token = spec.choices_are_answers or options.multi_token
     return replace(spec, is_multi_token=is_multi_token, head="multi_token" if is_multi_token else "single_token")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tasks.superglue import boolq, cb, copa, record, rte
+from tasks.superglue import axb, axg, boolq, cb, copa, multirc, record, rte, wic, wsc
 
-TASKS = (copa.TASK, cb.TASK, rte.TASK, boolq.TASK, record.TASK)
+TASKS = (copa.TASK, cb.TASK, rte.TASK, boolq.TASK, wic.TASK, wsc.TASK, multirc.TASK, record.TASK, axb.TASK, axg.TASK)

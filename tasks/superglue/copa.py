@@ -11,6 +11,8 @@ from tasks.spec import ClassifierRow, TaskOptions, TaskSpec
 
 LABELS = (0, 1)
 QUESTIONS = ("cause", "effect")
+#: The answer words of the patterns that ask for the conjunction, for a cause and for an effect.
+CONJUNCTIONS = ("because", "so")
 
 
 def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Example]:
@@ -47,7 +49,7 @@ def _fill(example: Example, options: TaskOptions) -> list[Cloze]:
     elif options.continuous_prompt:
         cloze = Cloze((SLOT, '"', first, '" or "', second, '"', SLOT, premise, joint, MASK, ".", SLOT))
     else:  # the blank is the conjunction, and the choices differ in the text behind it
-        premise, word = cut(strip_punctuation(example.text_a)), Word("because" if is_cause else "so")
+        premise, word = cut(strip_punctuation(example.text_a)), Word(CONJUNCTIONS[0] if is_cause else CONJUNCTIONS[1])
         return [Cloze(('"', first, '" or "', second, '"?', premise, MASK, " " + choice), answer=word)
                 for choice in choices]
     return [cloze.with_answer(" " + choice) for choice in choices]

@@ -47,7 +47,13 @@ def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Exam
 
 def _text_and_entities(passage: Line) -> tuple[str, list[str]]:
     text = standard_punctuation(passage.text("text"))
-    spans = [(entity.get("start", int), entity.get("end", int)) for entity in passage.children("entities")]
+    spans = []
+    for entity in passage.children("entities"):
+        start, end = entity.get("start", int), entity.get("end", int)
+        if not 0 <= start <= end < len(text):
+            raise entity.error(f"{entity.prefix}start = {start}, end = {end}: an entity must lie inside its passage of "
+                               f"{len(text)} characters (start and end count from 0, end is its last character)")
+        spans.append((start, end))
     if not spans:
         raise passage.error("passage.entities is empty: there is no candidate to choose from")
     entities = sorted({text[start:end + 1] for start, end in spans})

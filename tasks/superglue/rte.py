@@ -11,15 +11,19 @@ from tasks.spec import ClassifierRow, TaskOptions, TaskSpec
 LABELS = ("entailment", "not_entailment")
 
 
-def read_entailment(lines: Sequence[Line], split: Split, labels: Sequence[Label]) -> list[Example]:
-    """Examples of a premise-hypothesis task. A textual ``idx`` becomes a number, or the line number (from 0)."""
+def read_entailment(lines: Sequence[Line], split: Split, labels: Sequence[Label],
+                    names: tuple[str, str] = ("premise", "hypothesis")) -> list[Example]:
+    """Examples of a premise-hypothesis task; ``names`` are the fields of the texts.
+
+    A textual ``idx`` becomes a number, or the line number (from 0).
+    """
     examples = []
     for line in lines:
         idx = line.get("idx", (int, str))
         if isinstance(idx, str):
             idx = int(idx) if idx.strip().lstrip("-").isdecimal() else line.number - 1
-        examples.append(Example(f"{split.name}-{idx}", standard_punctuation(line.text("premise")),
-                                standard_punctuation(line.text("hypothesis")), line.label(labels, split), idx))
+        examples.append(Example(f"{split.name}-{idx}", standard_punctuation(line.text(names[0])),
+                                standard_punctuation(line.text(names[1])), line.label(labels, split), idx))
     return examples
 
 

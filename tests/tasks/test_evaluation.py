@@ -49,6 +49,18 @@ def test_padding_choices_never_win() -> None:
     assert evaluation.predict(scores, None, get_task("cb", OPTIONS)).tolist() == [1, 2]
 
 
+def test_pieces_are_summed_before_the_best_is_taken() -> None:
+    scores = torch.tensor([[-1.0, -1.0, -1.5, 0.0], [-1.0, 0.0, 0.0, 0.0]])
+    segment_id, rows = torch.tensor([[0, 0, 1, 0], [0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    assert evaluation.predict(scores, rows, get_task("copa", OPTIONS), segment_id).tolist() == [1, 0]
+
+
+def test_a_span_is_right_only_as_a_whole() -> None:
+    target, mask = torch.tensor([[0, 5, 6, 0]] * 3), torch.tensor([[0, 1, 1, 0]] * 3)
+    best = torch.tensor([[9, 5, 6, 9], [9, 5, 7, 9], [0, 4, 6, 0]])
+    assert evaluation.predict_spans(best, target, mask).tolist() == [1, 0, 0]
+
+
 def test_parts_of_all_ranks_make_one_list(tokenizer: Tokenizer) -> None:
     found = eval_set(tokenizer, "record", *(record_example(index, ["n1"]) for index in range(3)))
     assert evaluation.merge_predictions(found, [{"dev-0": 4, "dev-2": 6}, {"dev-1": 5}]) == [4, 5, 6]

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tasks.examples import Line, Split, lower_first, read_lines, standard_punctuation, strip_punctuation
+from tasks.examples import Line, Split, lower_first, standard_punctuation, strip_punctuation
 
 TRAIN, TEST, UNLABELED = Split("train", "train"), Split("test", "test"), Split("unlabeled", "unlabeled")
-WriteLines = Callable[..., Path]
 
 
 def line(**fields: object) -> Line:
@@ -20,19 +18,6 @@ def test_text_helpers() -> None:
     assert strip_punctuation('He said: "no!?".') == 'He said: "no'
     assert strip_punctuation("end . ") == "end . "  # only what stands at the very end
     assert lower_first("The Man") == "the Man" and lower_first("") == ""
-
-
-def test_empty_lines_are_skipped_but_counted(write_lines: WriteLines) -> None:
-    lines = read_lines(write_lines("a.jsonl", {"idx": 0}, "", {"idx": 1}))
-    assert [(one.number, one.fields["idx"]) for one in lines] == [(1, 0), (3, 1)]
-
-
-def test_malformed_json_names_file_and_line(write_lines: WriteLines) -> None:
-    path = write_lines("a.jsonl", {"idx": 0}, '{"idx": 1,}')
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: not valid JSON.*one JSON object a line"):
-        read_lines(path)
-    with pytest.raises(ValueError, match=r"line 1: one JSON object a line is expected, got '\[1\]'"):
-        read_lines(write_lines("b.jsonl", "[1]"))
 
 
 def test_fields_are_checked_also_inside() -> None:

@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 
+from tasks import flags
 from tasks.flags import add_task_flags, check_task_flags
 from tasks.registry import get_task, task_names
 from tasks.spec import TaskOptions
@@ -25,25 +26,68 @@ def test_defaults() -> None:
         "prefix_prompt": 0, "prompt_init": False}
 
 
-@pytest.mark.parametrize("task", ["COPA", "CB", "RTE", "BoolQ", "ReCoRD"])
+@pytest.mark.parametrize("task", ["COPA", "CB", "RTE", "BoolQ", "ReCoRD", "WiC", "MultiRC", "AX-b", "AX-g", "MNLI"])
 def test_published_task_words_pass(task: str) -> None:
     check_task_flags(parsed("--finetune", f"--task={task}", "--cloze-eval", "--pattern-id=0"))
+
+
+def test_published_words_of_wsc_pass() -> None:
+    check_task_flags(parsed("--task=WSC", "--cloze-eval", "--wsc-negative", "--loss-func=mix", "--length-penalty=1",
+                            "--pattern-id=2", "--multi-token"))
+    check_task_flags(parsed("--task=WSC"))
 
 
 @pytest.mark.parametrize(("words", "message"), [
     ([], "--finetune needs --task"),
     (["--task=Copaa"], "--task=Copaa: unknown task .did you mean 'copa'"),
-    (["--task=WiC"], "--task=WiC: this task is not available yet; available: copa, cb, rte, boolq, record"),
+    (["--task=xstance"], "--task=xstance: unknown task.*available: copa, cb, rte"),
     (["--task=RTE", "--cloze-eval", "--pattern-id=5"], "--pattern-id=5: task rte has the patterns 0, 1, 2, 3, 4"),
-    (["--task=RTE", "--continuous-prompt"], "--continuous-prompt belongs to continuous prompts"),
-    (["--task=COPA", "--fast-decode"], "--fast-decode belongs to"),
-    (["--task=COPA", "--segment-length=3"], "--segment-length belongs to"),
-    (["--task=COPA", "--block-lm-ratio=0.5"], "--block-lm-ratio belongs to"),
     (["--task=RTE", "--multi-token"], "--multi-token scores answers.*--cloze-eval"),
     (["--task=RTE", "--cloze-eval", "--length-penalty=1"], "--length-penalty=1.0 needs answers of several tokens"),
     (["--task=RTE", "--adapet"], "--adapet compares label words"),
+    (["--task=RTE", "--cloze-eval", "--wsc-negative"], "--wsc-negative belongs to --task=WSC, got --task=RTE"),
+    (["--task=WSC", "--wsc-negative"], "--wsc-negative ranks candidates.*--cloze-eval"),
+    (["--task=squad", "--cloze-eval"], "--loss-func=cross_entropy there is nothing.*--loss-func=generative"),
 ])
 def test_what_cannot_act_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_task_flags(parsed(*words))
+
+
+NOT_WIRED = {
+    "segment_length": ["--task=COPA", "--cloze-eval", "--segment-length=3"],
+    "fast_decode": ["--task=COPA", "--cloze-eval", "--fast-decode"],
+    "block_lm_ratio": ["--task=COPA", "--cloze-eval", "--block-lm-ratio=0.5"],
+    "continuous_prompt": ["--task=RTE", "--cloze-eval", "--continuous-prompt", "--num-prompt-tokens=3"],
+    "prefix_prompt": ["--task=RTE", "--cloze-eval", "--prefix-prompt=3"],
+    "language_model": ["--task=WSC", "--cloze-eval"],
+}
+
+
+@pytest.mark.parametrize("dest", NOT_WIRED)
+def test_what_is_encoded_but_not_trained_yet_stands_in_one_table(dest: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if dest in flags.NOT_WIRED:
+        with pytest.raises(ValueError, match="belongs to .*, which this version does not have yet"):
+            check_task_flags(parsed(*NOT_WIRED[dest]))
+    monkeypatch.setattr(flags, "NOT_WIRED", {})
+    check_task_flags(parsed(*NOT_WIRED[dest]))
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--task=RTE", "--cloze-eval", "--segment-length=3"], "--segment-length=3 needs answers.*--multi-token"),
+    (["--task=WSC", "--cloze-eval", "--fast-decode"], "--fast-decode=True needs answers.*WSC: --wsc-negative"),
+    (["--task=COPA", "--cloze-eval", "--segment-length=-1"], "--segment-length=-1 must not be negative"),
+    (["--task=COPA", "--cloze-eval", "--segment-length=2", "--fast-decode"], "which --fast-decode does not know"),
+    (["--task=ReCoRD", "--cloze-eval", "--segment-length=2", "--fix_variable_num_choices"], "leave one of both out"),
+    (["--task=RTE", "--cloze-eval", "--continuous-prompt"], "--num-prompt-tokens=N .* belong together"),
+    (["--task=RTE", "--cloze-eval", "--num-prompt-tokens=2"], "--num-prompt-tokens=N .* belong together"),
+    (["--task=RTE", "--cloze-eval", "--prefix-prompt=-2"], "--prefix-prompt=-2 must not be negative"),
+    (["--task=RTE", "--prefix-prompt=2"], "--prefix-prompt puts tokens.*--cloze-eval"),
+    (["--task=RTE", "--block-lm-ratio=1"], "--block-lm-ratio trains on patterns.*--cloze-eval"),
+    (["--task=RTE", "--cloze-eval", "--block-lm-ratio=-1"], "--block-lm-ratio=-1.0 must not be negative"),
+])
+def test_options_that_contradict_each_other(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flags, "NOT_WIRED", {})
     with pytest.raises(ValueError, match=message):
         check_task_flags(parsed(*words))
 
@@ -56,13 +100,16 @@ def test_cloze_needs_block_symbols() -> None:
 
 
 def test_heads() -> None:
-    assert set(task_names()) == {"copa", "cb", "rte", "boolq", "record"}
+    superglue = ("copa", "cb", "rte", "boolq", "wic", "wsc", "multirc", "record", "ax-b", "ax-g")
+    assert task_names()[:10] == superglue
     cloze, plain = TaskOptions(cloze_eval=True), TaskOptions()
     table = {name: (get_task(name, cloze).head, get_task(name, plain).head, get_task(name, plain).num_classes)
-             for name in task_names()}
-    assert table == {"copa": ("multi_token", "classification", None), "record": ("multi_token", "classification", None),
-                     "cb": ("single_token", "classification", 3), "rte": ("single_token", "classification", 2),
-                     "boolq": ("single_token", "classification", 2)}
+             for name in superglue}
+    one_word = ("single_token", "classification", 2)
+    choices = ("multi_token", "classification", None)
+    assert table == {"copa": choices, "record": choices, "cb": ("single_token", "classification", 3), "rte": one_word,
+                     "boolq": one_word, "wic": one_word, "multirc": one_word, "ax-b": one_word, "ax-g": one_word,
+                     "wsc": ("language_model", "classification", 2)}
     assert get_task("RTE", TaskOptions(cloze_eval=True, multi_token=True)).is_multi_token
     assert get_task("copa", plain).is_multi_choice and not get_task("rte", plain).is_multi_choice
-    assert [name for name in task_names() if get_task(name, plain).variable_num_choices] == ["record"]
+    assert [name for name in task_names() if get_task(name, cloze).variable_num_choices] == ["record", "race"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tasks.losses import LOSS_KINDS, choice_loss
+from tasks.losses import LOSS_KINDS, choice_loss, sum_segments
 
 SCORES = [[0.5, -1.0, 2.0], [1.5, 0.25, -3.0]]
 LABELS = [2, 1]
@@ -48,3 +48,18 @@ def test_gradient_leaves_padding_alone_and_input_unchanged(kind: str) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match="loss 'focal' is unknown; known: cross_entropy, hinge"):
         choice_loss(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), kind="focal")
+
+
+def test_sums_of_pieces_by_hand() -> None:
+    values = [[-1.0, -2.0, -4.0, -8.0], [-1.0, -2.0, -9.0, -9.0]]
+    scores = torch.tensor(values, dtype=torch.bfloat16, requires_grad=True)
+    segment_id, rows = torch.tensor([[0, 1, 1, 2], [0, 0, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    sums, mask = sum_segments(scores, segment_id, rows)
+    assert sums.dtype == torch.float32 and sums.tolist() == [[-1.0, -6.0, -8.0], [-3.0, 0.0, 0.0]]
+    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert sum_segments(scores, segment_id)[0].tolist()[1] == [-21.0, 0.0, 0.0]
+    labels = torch.tensor([1, 0])
+    loss = choice_loss(scores, labels, choice_mask=rows, segment_id=segment_id, per_sample=True)
+    assert loss.tolist() == pytest.approx([by_hand("cross_entropy", [-1.0, -6.0, -8.0], 1, [1, 1, 1]), 0.0])
+    sums[0, 1].backward()
+    assert scores.grad.tolist() == [[0, 1, 1, 0], [0, 0, 0, 0]]

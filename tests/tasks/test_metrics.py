@@ -14,6 +14,13 @@ def test_accuracy_and_f1() -> None:
     assert metrics.f1([0, 0], [0, 0]) == 0.0
 
 
+def test_matthews() -> None:
+    predictions, labels = [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 0, 1, 1]  # 3 hits, 3 rejections, 1 and 1 wrong
+    assert metrics.matthews(predictions, labels) == pytest.approx((3 * 3 - 1 * 1) / 16)
+    assert metrics.matthews([1, 0], [1, 0]) == 1.0 and metrics.matthews([0, 1], [1, 0]) == -1.0
+    assert metrics.matthews([1, 1], [1, 0]) == 0.0
+
+
 def test_f1_macro_counts_only_classes_that_occur() -> None:
     assert metrics.f1_macro([0, 0, 2], [0, 0, 2]) == 1.0
     assert metrics.f1_macro([0, 1], [0, 2]) == pytest.approx(1 / 3)

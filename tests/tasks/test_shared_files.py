@@ -1,4 +1,4 @@
-"""Recorded cases and the real files of the five tasks; skipped where the shared folder is absent."""
+"""Recorded cases and the real files of SuperGLUE; skipped where the shared folder is absent."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from tasks.data import EncodedExamples, TrainLoader, make_split, read_split, spl
 from tasks.encoding import TaskEncoder, verbalizer_id
 from tasks.registry import get_task
 from tasks.spec import TaskOptions
+from tasks.superglue.wsc_negative import add_candidates
 from tests.golden.task_cases import TASK_CASES, NotBuiltYet, case_tokenizer, kind_of
 from tests.helpers.shared import require_shared, shared_path
 
 GOLDEN = shared_path("golden_data")
-FOLDERS = {"copa": "COPA", "cb": "CB", "rte": "RTE", "boolq": "BoolQ", "record": "ReCoRD"}
+FOLDERS = {"copa": "COPA", "cb": "CB", "rte": "RTE", "boolq": "BoolQ", "record": "ReCoRD", "wic": "WiC",
+           "multirc": "MultiRC"}
 
 
 def differences(ours: Any, recorded: Any, path: str = "") -> list[str]:
@@ -70,7 +72,8 @@ def test_real_files_are_read_and_encoded(task: str) -> None:
         encoder = TaskEncoder(spec, options, tokenizer)
         for name in ("train", "dev"):
             split = make_split(name)
-            examples = read_split(spec, split_file(folder, split), split, training_form=name == "train")
+            path = split_file(folder, split, few_superglue=task == "multirc")  # its val.jsonl has 2,000 answers
+            examples = read_split(spec, path, split, training_form=name == "train")
             loader = TrainLoader(EncodedExamples(examples, encoder), batch_size=16, seed=1)
             seen = 0
             for batch in loader.epoch(0):
@@ -81,6 +84,27 @@ def test_real_files_are_read_and_encoded(task: str) -> None:
                 assert (batch["logit_mask"].flatten(0, -2).sum(1) >= 1).all()
                 seen += len(batch["label"])
             assert seen == len(examples)
+
+
+@pytest.mark.parametrize("wsc_negative", [False, True])
+def test_real_wsc_files_in_both_forms(wsc_negative: bool, tmp_path: Path) -> None:
+    shared = require_shared("data", "superglue").parents[1]
+    folder = shared / "data" / "superglue" / "WSC"
+    if wsc_negative:
+        add_candidates(folder, tmp_path)
+        folder = tmp_path
+    tokenizer = case_tokenizer("bert-base-uncased", shared)
+    for pattern_id in range(3):
+        options = TaskOptions(cloze_eval=True, pattern_id=pattern_id, seq_length=128, wsc_negative=wsc_negative)
+        spec = get_task("WSC", options)
+        encoder = TaskEncoder(spec, options, tokenizer)
+        for name, count in (("train", None), ("dev", 100)):
+            split = make_split(name)
+            examples = read_split(spec, split_file(folder, split), split, training_form=name == "train")
+            assert count in (None, len(examples)) and examples
+            for example in examples:
+                sample = encoder(example)
+                assert sample["text"].shape == ((1 + len(example.meta["candidates"]), 128) if wsc_negative else (128,))
 
 
 def test_verbalizers_of_gpt2() -> None:

@@ -1,0 +1,86 @@
+"""`bash scripts/quickstart.sh [--seeds N] [--run FOLDER] [--fresh]`: see the package's docstring."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+from scripts.quickstart.plan import Recipe, make_plan
+from scripts.quickstart.report import make_report, rich_table, summary, write_report
+from scripts.quickstart.runner import ROOT, Runner, StepFailed, num_cores
+
+MAX_JOBS = 4
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The quick start's own flags."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/quickstart.sh",
+        description="Pretrain a teacher and students on a generated world, distil, and show what distillation gained. "
+        "Runs on the CPU. Started again, it goes on where it stopped.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="students to train of each kind (default 1)")
+    parser.add_argument("--run", type=Path, default=ROOT / "runs/quickstart", help="folder (default runs/quickstart)")
+    parser.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the folder")
+    parser.add_argument("--jobs", type=int, default=None, help="steps at a time (default: one a core, at most 4)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run everything that is not done and show the table; 1 if a step failed, 130 if interrupted."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or (args.jobs is not None and args.jobs < 1):
+        parser.error("--seeds and --jobs must be at least 1")
+    run, console = args.run.resolve(), Console(highlight=False)
+    jobs = args.jobs or min(MAX_JOBS, num_cores())
+    if args.fresh:
+        _remove_run(run)
+    signal.signal(signal.SIGTERM, _interrupt)
+    plan = make_plan(run, Recipe(), args.seeds)
+    console.print(f"{len(plan)} steps, {jobs} at a time, in {run}\n", soft_wrap=True)
+    began = time.monotonic()
+    try:
+        Runner(run, plan, jobs=jobs, console=console).run_all()
+    except StepFailed as failure:
+        console.print(f"\n[red]failed:[/red] {escape(str(failure))}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nstopped; start it again to go on with the steps that are left")
+        return 130
+    report = make_report(run, plan)
+    write_report(run, plan, report)
+    console.print()
+    console.print(rich_table(report))
+    for line in summary(report):
+        console.print(line, soft_wrap=True)
+    console.print(
+        f"\nall in {time.monotonic() - began:.0f} s; table.md, table.json and curves.png are in {run}", soft_wrap=True
+    )
+    return 0
+
+
+def _remove_run(run: Path) -> None:
+    """Delete what the quick start itself writes; a folder of another kind is left alone."""
+    for name in ("steps", "world"):
+        shutil.rmtree(run / name, ignore_errors=True)
+    for name in ("table.md", "table.json", "curves.png"):
+        (run / name).unlink(missing_ok=True)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())
