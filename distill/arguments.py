@@ -115,8 +115,9 @@ def parse_args(argv: Sequence[str] | None = None, stage: str = PRETRAIN) -> Froz
         stage: ``pretrain`` or ``finetune``.
 
     Returns:
-        The read-only arguments, with two more than there are flags: ``ds_config`` (dict for DeepSpeed, or None) and
-        ``start_notes`` (lines to tell at the start of the run).
+        The read-only arguments, with three more than there are flags: ``ds_config`` (dict for DeepSpeed, or None),
+        ``start_notes`` (lines to tell at the start of the run) and ``given_model_parallel_size`` (before it is limited
+        to the processes that there are).
 
     Raises:
         SystemExit: as argparse does, for ``--help`` and for words that cannot be parsed.
@@ -129,6 +130,7 @@ def parse_args(argv: Sequence[str] | None = None, stage: str = PRETRAIN) -> Froz
     if unknown:
         parser.reject_unknown(unknown)
     notes = check_retired_flags(args)
+    args.given_model_parallel_size = args.model_parallel_size
     _limit_model_parallel(args, notes)
     _resolve_engine(args, notes)
     _resolve_fractions(args)
@@ -196,7 +198,10 @@ def _resolve_engine(args: argparse.Namespace, notes: list[str]) -> None:
         if args.deepspeed_config is None:
             raise ValueError("--deepspeed needs --deepspeed_config (the shipped files are in config/)")
         path, note = ds_config.find_config(args.deepspeed_config)
-        resolved = ds_config.resolve(args, ds_config.read_config(path), on_gpu=on_gpu)
+        # A dry run stands for one on any number of GPUs.
+        ranks = backend.launched_world_size(os.environ) // args.model_parallel_size
+        resolved = ds_config.resolve(args, ds_config.read_config(path), on_gpu=on_gpu,
+                                     data_size=None if args.fast_dev_run else max(1, ranks))
         notes.extend([note] if note else [])
         notes.extend(resolved.notes)
         vars(args).update(resolved.overrides, ds_config=resolved.config)
@@ -225,10 +230,12 @@ def _resolve_fractions(args: argparse.Namespace) -> None:
 
 def _check_sizes(args: argparse.Namespace) -> None:
     """Sizes of student and teachers that cannot be built; the vocabulary is not known yet."""
-    student = ModelConfig.from_args(args, vocab_size=args.model_parallel_size)
-    student.check(args.model_parallel_size)
+    # A dry run is asked about the ranks of the real one.
+    ranks = args.given_model_parallel_size if args.fast_dev_run else args.model_parallel_size
+    student = ModelConfig.from_args(args, vocab_size=ranks)
+    student.check(ranks)
     for spec in teacher_specs(args):
-        spec.model_config(student).check(args.model_parallel_size, prefix="teacher_")
+        spec.model_config(student).check(ranks, prefix="teacher_")
 
 
 def _check(args: argparse.Namespace, stage: str) -> None:

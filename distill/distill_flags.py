@@ -11,54 +11,38 @@ from distill.flag_types import fraction
 logger = logging.getLogger(__name__)
 
 _LATER = "is not part of this version"
-_MAP = f"vocabulary compression {_LATER}: leave the flag out"
-_REPEAT = f"a second pass over a batch {_LATER}: leave the flag out"
-_LIVE = f"training teachers along with the student {_LATER}: leave the flag out"
 
 #: Flags that are understood but refused if set: dest -> why, and the way out.
 REFUSED: dict[str, str] = {
-    "forward_repeat_num": _REPEAT,
-    "ignore_first_backward_gard": _REPEAT,
-    "distill_random_data": f"randomised data {_LATER}: leave the flag out",
-    "distil_analysis_inter": f"the analysis of inner tensors {_LATER}: leave the flag out",
-    "distill_test_output": "no method of this version has a self-test of its own: leave the flag out",
-    "distill_logit_mask_map": _MAP,
-    "logitsdistil_teacher_input_ids_map": _MAP,
-    "teacher_map_vocab_size": _MAP,
-    "mt_map_vocab_size": _MAP,
-    "mt_has_grad": _LIVE,
-    "mt_load_from_s": _LIVE,
-    "student_use_empty_glm": _LIVE,
-    "mt_model_load": f"a combiner with parameters of its own {_LATER}: leave the flag out",
 }
 #: Flags that are accepted and have nothing to do: dest -> why.
 WITHOUT_EFFECT: dict[str, str] = {
     "enable_parallel_entropy": "losses never gather the logits, with or without it",
     "avgmt_inter_checkpoint": "losses recompute their large tensors in the backward pass anyway",
     "avgmt_pre_checkpoint": "losses recompute their large tensors in the backward pass anyway",
-    "distil_analysis_frcn": "there is no analysis in this version",
-    "distill_random_data_n": "there is no randomised data in this version",
-    "distill_random_data_method": "there is no randomised data in this version",
 }
-#: Defaults other than None, False, 0 and "" of the flags above.
-_DEFAULTS: dict[str, Any] = {"distil_analysis_frcn": "0", "distill_random_data_n": "0",
-                             "distill_random_data_method": "shuffle"}
 
 
 def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     """The groups "distillation", "analysis" and "repeated passes and randomised data"."""
     _add_base(parser.add_argument_group("distillation"))
-    group = parser.add_argument_group("analysis (refused in this version)")
-    group.add_argument("--distill_test_output", action="store_true", help="self-test of methods that have one")
-    group.add_argument("--distil_analysis_inter", action="store_true", help="log the similarity of inner tensors")
-    group.add_argument("--distil_analysis_frcn", default="0", help="passes to analyse")
-    group = parser.add_argument_group("repeated passes and randomised data (refused in this version)")
-    group.add_argument("--forward_repeat_num", type=int, default=0, help="further passes over the same batch")
-    group.add_argument("--ignore_first_backward_gard", action="store_true", help="drop the gradient of the first pass")
-    group.add_argument("--distill_random_data", default="", choices=("", "replace", "dual"), help="random token ids")
-    group.add_argument("--distill_random_data_n", default="0", help="passes that get random data")
+    group = parser.add_argument_group("analysis")
+    group.add_argument("--distill_test_output", action="store_true",
+                       help="self-test of methods that have one (theseus): an error if one of its promises is broken")
+    group.add_argument("--distil_analysis_inter", action="store_true",
+                       help="record how similar all inner tensors of student and teachers are (every --log-interval)")
+    group.add_argument("--distil_analysis_frcn", default="0", help="passes to analyse: comma list, counted from 0")
+    group = parser.add_argument_group("repeated passes and randomised data")
+    group.add_argument("--forward_repeat_num", type=int, default=0,
+                       help="further passes over the same batch in training; the losses are added")
+    group.add_argument("--ignore_first_backward_gard", action="store_true",
+                       help="leave the first pass out of the loss (methods may use its gradient)")
+    group.add_argument("--distill_random_data", default="", choices=("", "replace", "dual"),
+                       help="random token ids in training: instead of the batch, or a second half beside it")
+    group.add_argument("--distill_random_data_n", default="0",
+                       help="passes that get random data: comma list, counted from 0")
     group.add_argument("--distill_random_data_method", default="shuffle", choices=("shuffle", "sample"),
-                       help="how token ids are drawn")
+                       help="permute all token ids of the batch, or draw them uniformly from the vocabulary")
 
 
 def _add_base(group: argparse._ArgumentGroup) -> None:
@@ -89,23 +73,56 @@ def _add_base(group: argparse._ArgumentGroup) -> None:
                        help="also match the vocabulary logits at all positions, in any task")
     group.add_argument("--distill_logit_mask_pad", action="store_true", help="leave padding out of that term")
     group.add_argument("--distill_logit_mse", action="store_true", help="squared error in that term")
-    group.add_argument("--distill_logit_mask_map", action="store_true", help="refused: needs a vocabulary map")
+    group.add_argument("--distill_logit_mask_map", action="store_true",
+                       help="vocabulary logits: compare only the tokens that a compact vocabulary keeps")
     group.add_argument("--enable_parallel_entropy", action="store_true", help="accepted: logits are never gathered")
-    group.add_argument("--student_use_empty_glm", action="store_true", help="refused in this version")
+    group.add_argument("--student_use_empty_glm", action="store_true",
+                       help="no student network: a stand-in with constant logits, for teachers that learn "
+                            "(--mt_has_grad)")
 
 
 def check_refused(args: Any) -> None:
-    """Raise ValueError for the first refused flag that is set; warn about flags without effect."""
+    """Raise ValueError for the first refused flag that is set and for passes that cannot be; warn about flags without
+    effect."""
     for dest, reason in REFUSED.items():
         if _is_set(args, dest):
             raise ValueError(f"--{dest}={getattr(args, dest)}: {reason}")
     for dest, reason in WITHOUT_EFFECT.items():
         if _is_set(args, dest):
             logger.warning("--%s has no effect: %s", dest, reason)
+    _check_passes(args)
+
+
+def pass_numbers(text: str, flag: str) -> frozenset[int]:
+    """A comma list of passes, counted from 0. ValueError names the flag."""
+    try:
+        return frozenset(int(entry) for entry in text.split(",") if entry.strip())
+    except ValueError:
+        raise ValueError(f"--{flag}={text} must be a comma list of passes, counted from 0, for instance 0,1") from None
+
+
+def _check_passes(args: Any) -> None:
+    """Repeated passes, randomised data and analysis."""
+    if args.forward_repeat_num < 0:
+        raise ValueError(f"--forward_repeat_num={args.forward_repeat_num} must be 0 or more")
+    if args.ignore_first_backward_gard and args.forward_repeat_num < 1:
+        raise ValueError("--ignore_first_backward_gard leaves no loss: it drops the only pass; add "
+                         "--forward_repeat_num=1")
+    if args.ignore_first_backward_gard and args.gradient_accumulation_steps != 1:
+        raise ValueError(f"--ignore_first_backward_gard needs --gradient-accumulation-steps=1, not "
+                         f"{args.gradient_accumulation_steps}")
+    pass_numbers(args.distill_random_data_n, "distill_random_data_n")
+    pass_numbers(args.distil_analysis_frcn, "distil_analysis_frcn")
+    if args.distil_analysis_inter and "1" in args.mt_disable_operation.split(":"):
+        raise ValueError(f"--distil_analysis_inter needs the tensors of every teacher, but --mt_disable_operation="
+                         f"{args.mt_disable_operation} switches one off")
+    for dest in ("forward_repeat_num", "distill_random_data", "distil_analysis_inter"):
+        if not args.student_model and getattr(args, dest):
+            logger.warning("--%s has no effect without --student_model", dest)
 
 
 def _is_set(args: Any, dest: str) -> bool:
     value = getattr(args, dest, None)
     if dest.startswith("mt_") and isinstance(value, str):  # a list of zeros asks for nothing
         return any(entry.strip("0.") for entry in value.split(":"))
-    return bool(value) and value != _DEFAULTS.get(dest)
+    return bool(value)

@@ -12,16 +12,19 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from distill.arguments import FINETUNE, parse_args
+from distill.training.dev_run import dev_run
 from distill.training.finetuning import run_finetuning
-from distill.training.setup import STOPPED, running
+from distill.training.setup import STOPPED, run_script, running
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run with the words of a command line (default: those of this process); returns the exit code."""
     args = parse_args(argv, FINETUNE)
     with running(args) as runtime:
+        if args.fast_dev_run:
+            return dev_run(args, runtime, run_finetuning)
         return 0 if run_finetuning(args, runtime) else STOPPED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

@@ -47,3 +47,15 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def width(text: str) -> int:
+    """An integer that is the width of a layer. The type tells ``--fast-dev-run`` to divide it like ``--hidden-size``.
+
+    Raises:
+        argparse.ArgumentTypeError: not an integer.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None

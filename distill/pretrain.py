@@ -13,16 +13,19 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from distill.arguments import PRETRAIN, parse_args
+from distill.training.dev_run import dev_run
 from distill.training.pretraining import run_pretraining
-from distill.training.setup import STOPPED, running
+from distill.training.setup import STOPPED, run_script, running
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run with the words of a command line (default: those of this process); returns the exit code."""
     args = parse_args(argv, PRETRAIN)
     with running(args) as runtime:
+        if args.fast_dev_run:
+            return dev_run(args, runtime, run_pretraining)
         return 0 if run_pretraining(args, runtime) else STOPPED
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_script(main))

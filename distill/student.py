@@ -19,7 +19,7 @@ import difflib
 import logging
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -27,13 +27,15 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from distill.distill_flags import REFUSED, add_shared_flags, check_refused
+from distill.analysis import Comparison, analysis_hook, comparisons, misfits, similarities
+from distill.distill_flags import REFUSED, add_shared_flags, check_refused, pass_numbers
 from distill.flag_types import PerTeacher
 from distill.layer_maps import Path
 from distill.losses import kl_divergence, mse, position_pad_mask, soft_cross_entropy
 from distill.teachers import TeacherSpec, TeacherView
 from distill.training.run_state import RunState
 from model.config import ModelConfig
+from model.empty import EmptyGLM
 from model.parallel.sharding import mark_replicated_parameters
 from model.taps import Hook, has_tap, merge_hooks, tapped
 
@@ -53,12 +55,16 @@ class Pair:
         kind: name of the term; pairs of a kind are numbered from 0 in the summaries ``inter_loss/<kind>.<i>``.
         student, teacher: where the tensors are tapped.
         partition: how both lie on the model-parallel ranks (see :mod:`distill.losses.masking`).
+        weight: factor on the pair's loss, in the summaries too.
+        numbered: False for the only pair of its kind, recorded as ``inter_loss/<kind>``.
     """
 
     kind: str
     student: Path
     teacher: Path
     partition: str | None = None
+    weight: float = 1.0
+    numbered: bool = True
 
 
 class GLMStudent(nn.Module):
@@ -83,6 +89,14 @@ class GLMStudent(nn.Module):
     batch_coupled: str = ""
     #: What switches on a term of this method, for the error of a step without any.
     switches: ClassVar[str] = ""
+    #: Buffers that a checkpoint may lack (files of the release do); they keep their values then.
+    optional_state: ClassVar[tuple[str, ...]] = ()
+    #: What needs a teacher's weights outside its own forward pass; empty if nothing does.
+    teacher_weights: str = ""
+    #: Whether the method brings hidden states of student and teacher to one width itself.
+    has_projections: bool = False
+    #: Whether ``--distill_test_output`` does anything.
+    has_self_test: ClassVar[bool] = False
 
     def __init__(self, language_model: nn.Module, args: Any, show_pre: bool = True, show_inter: bool = True,
                  summary_loss: bool = True, *, teachers: Sequence[TeacherSpec] = (), run: RunState | None = None,
@@ -95,10 +109,18 @@ class GLMStudent(nn.Module):
         self.writer = writer
         self.recorded: list[tuple[str, torch.Tensor]] = []
         self.injected_draws: dict[str, Any] = {}
+        self.seen_widths: dict[Path, int] = {}
+        #: Set by a combiner that brings hidden states to one width before the method sees them.
+        self.widths_are_fitted = False
         self._args = args
         self._views = [TeacherView(args, spec) for spec in self.teachers]
         self._teacher: int | None = None
         self._has_shared_terms = False
+        #: What the method itself asked to tap, in the student (None) and in each teacher.
+        self._own_taps: dict[int | None, Hook] = {}
+        self._misfits_told: set[int] = set()
+        #: Stands at the end of every summary's name.
+        self.summary_suffix = ""
         self.register_state_dict_post_hook(_to_checkpoint_names)
         self.register_load_state_dict_pre_hook(_from_checkpoint_names)
 
@@ -118,6 +140,10 @@ class GLMStudent(nn.Module):
 
     def check_sizes(self, teacher: TeacherSpec) -> None:
         """Raise ValueError if this teacher's sizes do not suit the method (numbers and flags in the message)."""
+
+    def projected_widths(self) -> dict[Path, int]:
+        """Widths of the student's hidden states that this method's ``forward`` projects, by their place."""
+        return {}
 
     def pairs(self, t_no: int = 0) -> Sequence[Pair]:
         """Short form: which tensors meet. The default hooks and the default ``inter_loss`` follow from it."""
@@ -170,13 +196,8 @@ class GLMStudent(nn.Module):
             logit_mask: [..., s] tokens of the answer in cloze tasks.
         """
         loss: Loss = 0.0
-        numbers: dict[str, int] = {}
-        for pair in self.pairs(t_no) if s_inter_vars and t_inter_vars else ():
-            term = self.pair_loss(pair, tapped(s_inter_vars, s_hook, *pair.student),
-                                  tapped(t_inter_vars, t_hook, *pair.teacher), keep_batch=keep_batch, t_no=t_no)
-            number = numbers[pair.kind] = numbers.get(pair.kind, -1) + 1
-            self.add_summary(f"inter_loss/{pair.kind}.{number}", term)
-            loss = loss + term
+        if len(s_inter_vars) and len(t_inter_vars):
+            loss = self.sum_pairs(s_inter_vars, t_inter_vars, s_hook, t_hook, keep_batch=keep_batch, t_no=t_no)
         return loss + self._shared_inter_loss(s_inter_vars, t_inter_vars, s_hook, t_hook, keep_batch)
 
     def pre_loss(self, s_logits: torch.Tensor, t_logits: torch.Tensor | float, loss: Loss,
@@ -205,10 +226,25 @@ class GLMStudent(nn.Module):
         total = sum(parts.values(), 0.0)
         return {**parts, "loss": total} if return_dict else total
 
+    def observe(self, s_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
+                t_inter_vars: Sequence[Sequence[torch.Tensor]], t_hooks: Sequence[Hook], *,
+                loss_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None,
+                logit_mask: torch.Tensor | None = None) -> None:
+        """Called in each pass after the models ran and before the losses, with the tensors of all teachers.
+
+        Here a method remembers what a later pass over the batch needs, whichever teachers the combiner then leaves out.
+        """
+
+    def after_pass(self, loss: Loss) -> None:
+        """Called with the loss of each pass (number ``run.repeat``), before anything is back-propagated."""
+
     def intermediate_terms(self) -> list[str]:
-        """Names of the intermediate terms that the flags switch on. A class that overrides ``inter_loss`` has one."""
+        """Names of the intermediate terms that the flags switch on.
+
+        A class that overrides ``inter_loss`` and states no :meth:`pairs` has one.
+        """
         terms = ["logits_parallel"] if self.args.distill_logits_parallel else []
-        if type(self).inter_loss is not GLMStudent.inter_loss:
+        if type(self).inter_loss is not GLMStudent.inter_loss and type(self).pairs is GLMStudent.pairs:
             return [type(self).__name__, *terms]
         kinds = dict.fromkeys(pair.kind for t_no in range(len(self.teachers)) for pair in self._pairs_of(t_no))
         return [*kinds, *terms]
@@ -227,17 +263,37 @@ class GLMStudent(nn.Module):
 
     def student_taps(self) -> Hook:
         """Everything that has to be tapped in the student, whatever the method's hook method looks like."""
-        return merge_hooks(*_as_hooks(self.get_student_hook()), self._shared_student_hook())
+        own = self._own_taps[None] = merge_hooks(*_as_hooks(self.get_student_hook()), self._shared_student_hook())
+        if isinstance(self.origin_model, EmptyGLM):  # it has no inner tensors
+            own.clear()
+            return {}
+        if not self.analysis_is_due():
+            return own
+        paths = [pair.student for spec in self.teachers for pair in self._comparisons(spec.index)]
+        return merge_hooks(own, analysis_hook(paths))
 
     def teacher_taps(self, t_no: int) -> Hook:
         """As :meth:`student_taps`, for teacher ``t_no``."""
         with self.facing(t_no):
-            return merge_hooks(*_as_hooks(self.get_teacher_hook(t_no=t_no)), self._shared_teacher_hook())
+            own = self._own_taps[t_no] = merge_hooks(
+                *_as_hooks(self.get_teacher_hook(t_no=t_no)), self._shared_teacher_hook())
+        if not self.analysis_is_due():
+            return own
+        return merge_hooks(own, analysis_hook([pair.teacher for pair in self._comparisons(t_no)]))
 
     def intermediate_loss(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor],
                           s_hook: Hook, t_hook: Hook, *, keep_batch: bool = False, t_no: int = 0,
                           **kwargs: Any) -> Loss:
-        """The method's ``inter_loss`` plus the shared terms, if the method did not add them itself."""
+        """The method's ``inter_loss`` plus the shared terms, if the method did not add them itself.
+
+        If an analysis is due it is recorded here; the method sees the tensors that it asked for itself.
+        """
+        if self.analysis_is_due():
+            self._analyse(s_inter_vars, t_inter_vars, s_hook, t_hook, t_no)
+            s_hook = _common_part(s_hook, self._own_taps[None])
+            t_hook = _common_part(t_hook, self._own_taps[t_no])
+            if not (s_hook and t_hook):
+                return 0.0
         if len(s_inter_vars) == 0 or len(t_inter_vars) == 0:
             return 0.0
         with self.facing(t_no):
@@ -251,6 +307,8 @@ class GLMStudent(nn.Module):
     def prediction_loss(self, s_logits: torch.Tensor, t_logits: torch.Tensor | float, loss: Loss, *,
                         keep_batch: bool = False, t_no: int = 0, **kwargs: Any) -> Loss:
         """The method's ``pre_loss``, with ``args.teacher_*`` set to teacher ``t_no``."""
+        if self.unmaps_vocab and isinstance(t_logits, torch.Tensor) and s_logits.dim() == t_logits.dim() == 3:
+            t_logits = self.origin_model.vocab_map.in_table_order(t_logits)
         with self.facing(t_no):
             result = self.pre_loss(s_logits, t_logits, loss, keep_batch=keep_batch, t_no=t_no, **kwargs)
         return self._checked(result, keep_batch, "pre_loss")
@@ -264,6 +322,21 @@ class GLMStudent(nn.Module):
         finally:
             self._teacher = before
 
+    def check_teachers(self, *, unused: Collection[int] = (), widths_are_fitted: bool = False) -> None:
+        """Raise ValueError if the sizes of a teacher do not suit the method.
+
+        Args:
+            unused: teachers that the method's losses never meet.
+            widths_are_fitted: see the attribute.
+        """
+        for module in self.modules():
+            if isinstance(module, GLMStudent):
+                module.widths_are_fitted = widths_are_fitted
+        for spec in self.teachers:
+            if spec.index not in unused:
+                with self.facing(spec.index):
+                    self.check_sizes(spec)
+
     def check_terms(self, others: Sequence[str] = ()) -> None:
         """Raise ValueError if the flags leave a step without any loss term (``others``: terms of the combiner)."""
         prediction, intermediate = self.prediction_terms(), self.intermediate_terms()
@@ -275,6 +348,13 @@ class GLMStudent(nn.Module):
                 logger.warning("--distill_%s_soft_%s has no effect without --distill_%s_soft", stage, kind, stage)
         if self.args.distill_logits_parallel and self.soft_kind() and not self.args.finetune:
             logger.warning("--distill_logits_parallel repeats the soft labels: both compare the vocabulary logits")
+        never = [n for n in pass_numbers(self._args.distill_random_data_n, "distill_random_data_n")
+                 if n > self._args.forward_repeat_num] if self._args.distill_random_data else []
+        if never:
+            logger.warning("--distill_random_data_n=%s names a pass that --forward_repeat_num=%d never runs: passes "
+                           "are counted from 0", self._args.distill_random_data_n, self._args.forward_repeat_num)
+        if self._args.distill_test_output and not self.has_self_test:
+            logger.warning("--distill_test_output has no effect: %s has no self-test", self.method_name)
         if self.show_pre:
             logger.info("%s: prediction terms: %s", self.method_name, "; ".join([*prediction, *others]) or "none")
         if self.show_inter:
@@ -303,6 +383,32 @@ class GLMStudent(nn.Module):
     def word_embedding_weight(self) -> torch.Tensor:
         """This rank's rows of the word table, [v/p, h]."""
         return self.origin_model.word_embedding_weight
+
+    def map_input_to_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids -> columns of the logits (other ones only for an unmapped compact vocabulary)."""
+        return self.origin_model.map_input_to_ids(ids)
+
+    @property
+    def unmaps_vocab(self) -> bool:
+        """Whether the student's logits have the columns of a compact table instead of all token ids."""
+        return self.config.unmap_vocab_output
+
+    def comparable_logits(self, student: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vocabulary logits with the same columns on both sides: [b, s, v/p] x 2, cut over the vocabulary.
+
+        With ``--distill_logit_mask_map`` those of the tokens that a compact vocabulary keeps, in the table's order for
+        a student that has only those, else ascending by id. Raises ValueError where only that flag could help.
+        """
+        vocab_map = getattr(self.origin_model, "vocab_map", None)
+        if vocab_map is None:
+            return student, teacher
+        if not self.args.distill_logit_mask_map:
+            if self.unmaps_vocab:
+                raise ValueError("--unmap_vocab_output needs --distill_logit_mask_map for logits distillation")
+            return student, teacher
+        if self.unmaps_vocab:
+            return student, vocab_map.in_table_order(teacher)
+        return vocab_map.kept_columns(student), vocab_map.kept_columns(teacher)
 
     def rate(self, name: str) -> float:
         """``--distill_soft_rate`` or ``--distill_hard_rate`` as a number."""
@@ -335,6 +441,28 @@ class GLMStudent(nn.Module):
         return soft_cross_entropy(s_logits, t_logits, mask=mask, keep_batch=keep_batch, temperature=tau,
                                   partition=partition, wo_constant=self.args.distill_mask_wo_constant)
 
+    def sum_pairs(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
+                  t_hook: Hook, *, keep_batch: bool, t_no: int) -> Loss:
+        """The weighted sum over :meth:`pairs`, each pair recorded as ``inter_loss/<kind>.<i>``; no shared terms."""
+        loss: Loss = 0.0
+        numbers: dict[str, int] = {}
+        for pair in self.pairs(t_no):
+            term = pair.weight * self.pair_loss(
+                pair, tapped(s_inter_vars, s_hook, *pair.student), tapped(t_inter_vars, t_hook, *pair.teacher),
+                keep_batch=keep_batch, t_no=t_no)
+            number = numbers[pair.kind] = numbers.get(pair.kind, -1) + 1
+            self.add_summary(f"inter_loss/{pair.kind}" + (f".{number}" if pair.numbered else ""), term)
+            loss = loss + term
+        return loss
+
+    def check_equal_widths(self, teacher: TeacherSpec, *places: Path, way_out: str) -> None:
+        """Raise ValueError unless the student's hidden states at ``places``, as this method sees them, are as wide as
+        the teacher's. In a mixture another member may have projected them (``seen_widths``)."""
+        widths = {self.seen_widths.get(place, self.config.hidden_size) for place in places} - {teacher.hidden_size}
+        if widths and not self.widths_are_fitted:
+            raise ValueError(f"{type(self).__name__} needs equal hidden sizes: student {widths.pop()} (--hidden-size) "
+                             f"vs teacher {teacher.hidden_size} (--teacher_hidden_size); {way_out}")
+
     def apply_layer(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """A trainable layer of ours on a tapped tensor: computed in the layer's dtype, returned in that of ``x``."""
         return layer(x.to(next(layer.parameters()).dtype)).to(x.dtype)
@@ -353,13 +481,14 @@ class GLMStudent(nn.Module):
         return make(random.Random(f"{self.run.seed}/{self.method_name}/{name}/{key}"))
 
     def add_summary(self, name: str, value: Any) -> bool:
-        """Record a term of this step under ``name`` and the teacher's suffix, and write it if a summary is due.
+        """Record a term of this step, and write it if a summary is due.
 
-        Vectors are averaged. Returns whether it was written.
+        Towards a teacher the name gets the suffixes ``_t<teacher>``, in a further pass ``_repeat<pass>``, and
+        ``summary_suffix``. Vectors are averaged. Returns whether it was written.
         """
         if not self.summary_loss:
             return False
-        tag = name if self._teacher is None else f"{name}_t{self._teacher}"
+        tag = name if self._teacher is None else f"{name}_t{self._teacher}{self._pass_suffix()}{self.summary_suffix}"
         value = torch.as_tensor(value).detach()
         self.recorded.append((tag, value if value.dim() == 0 else value.mean()))
         step = self.run.iteration + 1
@@ -368,6 +497,9 @@ class GLMStudent(nn.Module):
             return False
         self.writer.add_scalar(tag, self.recorded[-1][1].item(), step)
         return True
+
+    def _pass_suffix(self) -> str:
+        return f"_repeat{self.run.repeat}" if self.run.repeat else ""
 
     def named_parameters(self, prefix: str = "", recurse: bool = True,
                          remove_duplicate: bool = True) -> Iterator[tuple[str, nn.Parameter]]:
@@ -392,8 +524,8 @@ class GLMStudent(nn.Module):
         if not (self.args.distill_logits_parallel and has_tap(s_hook, "logits_parallel")
                 and has_tap(t_hook, "logits_parallel")):
             return 0.0
-        student, teacher = tapped(s_inter_vars, s_hook, "logits_parallel"), tapped(t_inter_vars, t_hook,
-                                                                                   "logits_parallel")
+        student, teacher = self.comparable_logits(tapped(s_inter_vars, s_hook, "logits_parallel"),
+                                                  tapped(t_inter_vars, t_hook, "logits_parallel"))
         mask = None
         if self.args.distill_logit_mask_pad:
             mask = position_pad_mask(tapped(s_inter_vars, s_hook, "position_ids"))
@@ -401,6 +533,35 @@ class GLMStudent(nn.Module):
         loss = self.soft_loss(student, teacher, kind=kind, mask=mask, keep_batch=keep_batch)
         self.add_summary("inter_loss/logits_parallel", loss)
         return loss
+
+    # ---- analysis -----------------------------------------------------------------------------------------------
+
+    def analysis_is_due(self) -> bool:
+        """Whether this pass is analysed: asked for, and a multiple of ``--log-interval`` ends in this step."""
+        args, run = self._args, self.run
+        if not (args.distil_analysis_inter and self.summary_loss
+                and run.repeat in pass_numbers(args.distil_analysis_frcn, "distil_analysis_frcn")):
+            return False
+        start, length = run.iteration, 1
+        if args.finetune:  # an iteration is a micro-batch there, and all of a step's are logged as one
+            start, length = run.iteration - run.micro_step, run.accumulation_steps
+        return (start + length) // args.log_interval > start // args.log_interval
+
+    def _comparisons(self, t_no: int) -> list[Comparison]:
+        return comparisons(self.config.num_layers, self.teachers[t_no].num_layers)
+
+    def _analyse(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
+                 t_hook: Hook, t_no: int) -> None:
+        pairs = self._comparisons(t_no)
+        with self.facing(t_no):
+            for tag, value in similarities(pairs, s_inter_vars, s_hook, t_inter_vars, t_hook):
+                self.add_summary(f"analysis_inter/{tag}", value)
+        if t_no not in self._misfits_told:
+            self._misfits_told.add(t_no)
+            unequal = misfits(pairs, s_inter_vars, s_hook, t_inter_vars, t_hook)
+            if unequal:
+                logger.warning("--distil_analysis_inter: sizes of student and teacher %d differ, so these are not "
+                               "compared directly: %s", t_no, "; ".join(unequal))
 
     def _prediction_mask(self, loss_mask: torch.Tensor | None, labels: torch.Tensor | None) -> torch.Tensor | None:
         if loss_mask is None or self.args.distill_wo_loss_mask:
@@ -426,6 +587,18 @@ def _as_hooks(hooks: Hook | Sequence[Hook] | None) -> list[Hook]:
     return list(hooks) if isinstance(hooks, (list, tuple)) else [hooks]
 
 
+def _common_part(hook: Hook, wanted: Hook) -> Hook:
+    """The entries of a filled hook that ``wanted`` asks for."""
+    common: Hook = {}
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            inner = _common_part(hook.get(key) or {}, value)
+            common.update({key: inner} if inner else {})
+        elif key in hook:
+            common[key] = hook[key]
+    return common
+
+
 def _path_hook(path: Path) -> Hook:
     hook: Any = None
     for key in reversed(path):
@@ -442,13 +615,20 @@ def _checkpoint_name(name: str) -> str:
     return name[len(_BACKBONE):] if name.startswith(_BACKBONE) else _OWN + name
 
 
+def _owns_backbone(module: nn.Module) -> bool:
+    """A member of a mixture borrows the backbone; then the mixture alone maps names."""
+    return any(name == "origin_model" for name, _ in module.named_children())
+
+
 def _to_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    if not _owns_backbone(module):
+        return
     for name in [name for name in state if name.startswith(prefix)]:
         state[prefix + _checkpoint_name(name[len(prefix):])] = state.pop(name)
 
 
 def _from_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix)]:
+    for name in [name for name in state if name.startswith(prefix) and _owns_backbone(module)]:
         value, name = state.pop(name), name[len(prefix):]
         if name.startswith(_OWN):
             # A release's combined method repeats the backbone once per member.
@@ -456,6 +636,8 @@ def _from_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str
                 state[prefix + name[len(_OWN):]] = value
         else:
             state[prefix + _BACKBONE + name.removeprefix(_BACKBONE)] = value
+    for name in module.optional_state:
+        state.setdefault(prefix + name, module.get_buffer(name).clone())
 
 
 # ---- the registry -----------------------------------------------------------------------------------------------
@@ -525,13 +707,18 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
 
 def build_student(language_model: nn.Module, args: Any, *, teachers: Sequence[TeacherSpec],
                   run: RunState | None = None, writer: Any = None) -> GLMStudent:
-    """The student of ``--student_model`` around a GLM; raises ValueError if flags or sizes do not suit the method."""
+    """The student of ``--student_model`` around a GLM; raises ValueError if flags do not suit the method.
+
+    Its combiner asks it to check the teachers' sizes (:meth:`GLMStudent.check_teachers`).
+    """
     cls = find_method(args.student_model)
     check_refused(args)
     cls.check_flags(args)
+    if args.student_use_empty_glm:
+        language_model = EmptyGLM(language_model)
     student = cls(language_model, args, teachers=teachers, run=run, writer=writer)
     for spec in student.teachers:
-        with student.facing(spec.index):
-            student.check_sizes(spec)
+        if args.distil_analysis_inter:
+            comparisons(student.config.num_layers, spec.num_layers)
     mark_replicated_parameters(student)
     return student

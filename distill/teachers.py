@@ -166,6 +166,7 @@ def disabled_teachers(args: Any, count: int) -> tuple[bool, ...]:
 def build_teachers(specs: Sequence[TeacherSpec], student: ModelConfig, *,
                    build_model: Callable[[ModelConfig], nn.Module],
                    load_weights: Callable[[nn.Module, str], Any],
+                   load_part: Callable[[nn.Module, int], Any] | None = None,
                    map_rows: Callable[[float], int] = lambda size: 0,
                    place: Callable[[nn.Module, TeacherSpec], nn.Module] | None = None) -> list[nn.Module]:
     """Build every teacher, load its weights and freeze it.
@@ -175,6 +176,8 @@ def build_teachers(specs: Sequence[TeacherSpec], student: ModelConfig, *,
         student: the student's sizes; a teacher shares its vocabulary and options.
         build_model: makes the model from its sizes, with the same task head as the student's.
         load_weights: fills a model from a checkpoint path.
+        load_part: fills teacher number i from a student's checkpoint (``--mt_load_from_s``); takes the place of the
+            paths.
         map_rows: rows of a compact word table for a teacher's ``map_vocab_size``, as the student's is resolved.
         place: moves a loaded model to its device and precision.
 
@@ -185,13 +188,19 @@ def build_teachers(specs: Sequence[TeacherSpec], student: ModelConfig, *,
     for spec in specs:
         config = spec.model_config(student, map_vocab_size=map_rows(spec.map_vocab_size))
         teacher = build_model(config)
-        if spec.random_para:
+        if load_part is not None:
+            load_part(teacher, spec.index)
+        elif spec.random_para:
             logger.warning("teacher %d keeps random weights (--teacher_random_para)", spec.index)
         elif not spec.load_pretrained:
             raise ValueError(f"teacher {spec.index} has no weights; pass --teacher_load_pretrained or "
                              "--mt_load_pretrained (or --teacher_random_para for a test)")
         else:
-            load_weights(teacher, spec.load_pretrained)
+            try:
+                load_weights(teacher, spec.load_pretrained)
+            except ValueError as error:
+                raise ValueError(f"teacher {spec.index}: {error} (for a teacher, flags of sizes begin with --teacher_ "
+                                 "or --mt_)") from error
         teacher = place(teacher, spec) if place else teacher
         teachers.append(teacher.eval().requires_grad_(False))
     return teachers

@@ -105,12 +105,17 @@ class GLMModel(nn.Module):
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., h] -> [..., v/p], or [..., k/p] over the rows of an unmapped compact vocabulary."""
+        hidden, table = self.output_layer(hidden)
+        return F.linear(copy_to_model_parallel_region(hidden), table)
+
+    def output_layer(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The two factors of the logits: [..., h] -> ([..., h'] replicated, this rank's rows of the table [v/p, h'])."""
         if self.config.compress_word_emb:
             hidden = self.decompress_emb_mlp(hidden)
         table = self.word_embeddings.weight
         if self.vocab_map is not None and not self.config.unmap_vocab_output:
             table = self.vocab_map.expand(table)
-        return F.linear(copy_to_model_parallel_region(hidden), table)
+        return hidden, table
 
     def map_input_to_ids(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids -> columns of the logits: labels and answers pass through this. Only an unmapped compact vocabulary

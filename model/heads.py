@@ -66,17 +66,27 @@ def label_scores(logits: torch.Tensor, target_ids: torch.Tensor, take_log_softma
     return (logits.log_softmax(dim=-1) if take_log_softmax else logits).gather(-1, target_ids)
 
 
+def _from_backbone_names(head: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    """For a head inside another module: give the entries their place under ``model``."""
+    for name in [name for name in state if name.startswith(prefix) and not name.startswith(f"{prefix}model.")]:
+        state[f"{prefix}model.{name[len(prefix):]}"] = state.pop(name)
+
+
 def _one_position(sep: torch.Tensor, length: int) -> torch.Tensor:
     """bool [b, s], True at position ``sep`` [b]."""
     return torch.arange(length, device=sep.device)[None, :] == sep[:, None]
 
 
 class _ClozeHead(nn.Module):
-    """A head without parameters; its checkpoint names are those of the backbone, without a prefix."""
+    """A head without parameters; its checkpoint names are those of the backbone, without a prefix.
+
+    Targets are token ids; an unmapped compact vocabulary has other columns for them, which ``model`` knows.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.register_load_state_dict_pre_hook(_from_backbone_names)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         return self.model.state_dict(*args, **kwargs)
@@ -100,6 +110,7 @@ class MultiTokenCloze(_ClozeHead):
         inputs = input_ids.flatten(0, -2), position_ids.flatten(0, len(leading) - 1), attention_mask.flatten()
         if target_ids is None or logit_mask is None:
             return self.model(*inputs, hook=hook, hook_op=hook_op)
+        target_ids = self.model.map_input_to_ids(target_ids)
         is_answer = logit_mask.flatten(0, -2).bool()
         logits, inter_vars = self.model(*inputs, hook=hook, hook_op=hook_op, output_positions=is_answer)
         scores = answer_scores(logits, target_ids.flatten(0, -2), is_answer, self.length_penalty)
@@ -122,6 +133,7 @@ class SingleTokenCloze(_ClozeHead):
             return self.model(*inputs, hook=hook, hook_op=hook_op)
         position = _one_position(attention_mask, input_ids.shape[1])
         logits, inter_vars = self.model(*inputs, hook=hook, hook_op=hook_op, output_positions=position)
+        target_ids = self.model.map_input_to_ids(target_ids)
         return label_scores(logits, target_ids, self.take_log_softmax), inter_vars
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from model.parallel.groups import parallel_state
+from model.parallel.mappings import all_gather_last, all_reduce, own_slice_last
 from model.parallel.sharding import ROWS
 
 MAP_NAMES = ("origin_id_to_target_pos", "origin_id_mask_map", "target_pos_to_origin_id")
@@ -83,6 +84,26 @@ class VocabMap(torch.nn.Module):
         ids = self.origin_id_to_target_pos[first:first + self.vocab_size // state.model_size]
         return (table if state.model_size == 1 else _GatherRows.apply(table))[ids]
 
+    def substituted(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids with every dropped one replaced by its substitute, same shape."""
+        return self.target_pos_to_origin_id[self.rows_of(ids)]
+
+    def kept_columns(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits of kept ids, ascending: [..., v/p] -> [..., number of kept ids in this rank's slice].
+
+        The slices of the ranks may have unequal widths.
+        """
+        self._check()
+        first = parallel_state().model_rank * logits.shape[-1]
+        kept = self.origin_id_mask_map[first:first + logits.shape[-1]]
+        return logits[..., kept.nonzero().squeeze(-1)]
+
+    def in_table_order(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logits over all ids as logits over the rows of the table: [..., v/p] -> [..., k/p]."""
+        state = parallel_state()
+        ids = ROWS.shard(self.ids_of_rows(), state.model_rank, state.model_size)
+        return (logits if state.model_size == 1 else _GatherColumns.apply(logits))[..., ids]
+
     def _check(self) -> None:
         if not self.is_built:
             raise ValueError("the compact vocabulary has no map yet: pass --student_build_map_vocab or load a "
@@ -105,3 +126,15 @@ class _GatherRows(torch.autograd.Function):
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=state.model_group)
         return ROWS.shard(grad, state.model_rank, state.model_size)
+
+
+class _GatherColumns(torch.autograd.Function):
+    """As :class:`_GatherRows`, on the last axis."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return all_gather_last(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return own_slice_last(all_reduce(grad))

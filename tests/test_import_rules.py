@@ -45,8 +45,10 @@ EVERYTHING = ("model", "data_utils", "tasks", "distill")
 #: Small files that know nothing of models or runs.
 DISTILL_LEAVES = ("distill.flag_types", "distill.distill_flags", "distill.layer_maps", "distill.retired_flags",
                   "distill.schedules")
-DISTILL_CORE = ("model", "data_utils.vocab_file", "distill.losses", "distill.student", "distill.teachers", "distill.vocab_init",
-                "distill.truncate", "distill.training.run_state", *DISTILL_LEAVES)
+ANALYSIS = ("distill.losses", "distill.layer_maps", "model.taps", "model.parallel")
+DISTILL_CORE = ("model", "data_utils.vocab_file", "distill.losses", "distill.student", "distill.teachers",
+                "distill.analysis", "distill.vocab_init", "distill.truncate", "distill.training.run_state",
+                *DISTILL_LEAVES)
 METHOD = ("distill.student", "distill.losses", "distill.layer_maps", "distill.schedules", "distill.flag_types",
           "model.taps", "model.parallel")
 FACADE = (*METHOD, "distill.methods", "distill.multi_teacher", "model.config")
@@ -62,6 +64,7 @@ ROOMS = (
     Room("distill/losses/", ("distill.losses", "model.parallel"), ("torch",)),
     *(Room(f"{name.replace('.', '/')}.py", DISTILL_LEAVES) for name in DISTILL_LEAVES),
     *(Room(f"distill/{name}.py", DISTILL_CORE) for name in ("student", "teachers", "vocab_init", "truncate")),
+    Room("distill/analysis.py", ANALYSIS),
     Room("distill/methods/", METHOD),
     Room("distill/methods/__init__.py", (*METHOD, "distill.methods")),
     Room("distill/multi_teacher/", (*METHOD, "distill.multi_teacher")),

@@ -32,6 +32,9 @@ def load_documents(names: Sequence[str], tokenizer: Tokenizer, options: CacheOpt
         if max_documents is None:
             parts.append(open_corpus(source, tokenizer, options))
         else:
-            prompts, texts = zip(*islice(iter_source(source), max_documents))
+            documents = list(islice(iter_source(source), max_documents))
+            if not documents:
+                raise ValueError(f"{source.location} holds no document")
+            prompts, texts = zip(*documents)
             parts.append(InMemoryDocuments(tokenizer.encode_batch(texts), tokenizer.encode_batch(prompts)))
     return parts[0] if len(parts) == 1 else ConcatDocuments(parts)

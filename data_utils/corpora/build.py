@@ -30,6 +30,9 @@ _SMALLEST_CHUNK = 64 << 10
 _IN_PROCESS_BYTES = 1 << 20
 _BATCH_DOCUMENTS = 1000
 _PR_SET_PDEATHSIG = 1
+# A stray broken character is replaced, as always; more of them mean another encoding. The last one may be cut in two.
+_BROKEN_CHARACTERS = 4
+_BROKEN_SHARE = 0.002
 
 
 class Chunk(NamedTuple):
@@ -94,6 +97,19 @@ class ChunkEncoder:
         return Encoded(*parts, *lengths)
 
 
+def check_text(file: Path) -> None:
+    """Look at the beginning of a corpus file. Raises ValueError if that is no UTF-8 text."""
+    with open(file, "rb") as stream:
+        head = stream.read(_SMALLEST_CHUNK)
+    if (place := head.find(0)) >= 0:
+        raise ValueError(f"{file} is no text: byte {place} is zero, as in a binary file or in UTF-16; give UTF-8 text "
+                         "(for example: iconv -f utf-16 -t utf-8), decompressed")
+    broken = head.decode("utf-8", errors="replace").count("\ufffd") - head.count("\ufffd".encode())
+    if broken > max(_BROKEN_CHARACTERS, _BROKEN_SHARE * len(head)):
+        raise ValueError(f"{file} is not UTF-8: {broken} of its first {len(head)} bytes cannot be read; convert it (for "
+                         "example: iconv -f latin1 -t utf-8)")
+
+
 def iter_documents(chunk: Chunk) -> Iterator[tuple[str, str]]:
     """``(prompt, text)`` of every document that begins in the chunk. Raises ValueError naming the file and byte."""
     if chunk.reader.whole_file:
@@ -114,6 +130,7 @@ def iter_documents(chunk: Chunk) -> Iterator[tuple[str, str]]:
 def iter_source(source: Source) -> Iterator[tuple[str, str]]:
     """All documents of a source, one after the other, in file order."""
     for file, reader in source.files:
+        check_text(file)
         yield from iter_documents(Chunk(file, reader, 0, file.stat().st_size))
 
 
@@ -128,6 +145,8 @@ def write_tokens(folder: Path, source: Source, tokenizer: Tokenizer, *, pre_toke
     Returns:
         ``documents``, ``prompt_items`` and ``text_items`` (tokens, or bytes without ``pre_tokenize``).
     """
+    for file, _ in source.files:
+        check_text(file)
     encoder = ChunkEncoder(tokenizer, pre_tokenize, keep, filter_all)
     total = sum(file.stat().st_size for file, _ in source.files)
     processes = 1 if total < _IN_PROCESS_BYTES else num_processes or _num_cores()

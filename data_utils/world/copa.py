@@ -16,12 +16,13 @@ from data_utils.world.facts import Chain, World
 from data_utils.world.templates import capitalised
 
 DIRECTION_SHARE = 0.5
+PEOPLE_SHARE = 0.25
 
 
 def copa_question(world: World, rng: random.Random, splits: tuple[str, ...], label: int) -> dict:
     """A random question on a chain of `splits`, in the fields of SuperGLUE (without `idx`)."""
     chains = [chain for chain in world.chains if chain.split in splits]
-    chain = rng.choice(_one_group(chains, rng))
+    chain = rng.choice(_of_one_kind(chains, rng))
     filler = _filler(chain, rng)
     question = rng.choice(("cause", "effect"))
     step = 1 if question == "effect" else -1
@@ -36,11 +37,10 @@ def copa_question(world: World, rng: random.Random, splits: tuple[str, ...], lab
     return {"premise": premise, "choice1": choices[0], "choice2": choices[1], "question": question, "label": label}
 
 
-def _one_group(chains: list[Chain], rng: random.Random) -> list[Chain]:
-    """Things three times out of four, people else: their patterns are as many but have no group partner in common."""
-    people = [chain for chain in chains if chain.group == "people"]
-    things = [chain for chain in chains if chain.group != "people"]
-    return people if rng.random() < 0.25 else things
+def _of_one_kind(chains: list[Chain], rng: random.Random) -> list[Chain]:
+    """The chains about people, `PEOPLE_SHARE` of the time, or those about things (which come in more variants)."""
+    about_people = rng.random() < PEOPLE_SHARE
+    return [chain for chain in chains if (chain.group == "people") == about_people]
 
 
 def _filler(chain: Chain, rng: random.Random) -> str:

@@ -130,8 +130,11 @@ class Sense:
 
 def make_senses() -> tuple[Sense, ...]:
     """All senses; the same in every world."""
-    return tuple(Sense(word, number, contexts, HELDOUT if word in _HELDOUT_WORDS else TRAIN)
-                 for word, senses in _CONTEXTS.items() for number, contexts in enumerate(senses))
+    return tuple(
+        Sense(word, number, contexts, HELDOUT if word in _HELDOUT_WORDS else TRAIN)
+        for word, senses in _CONTEXTS.items()
+        for number, contexts in enumerate(senses)
+    )
 
 
 def sense_documents(seed: int, *, mentions: int = MENTIONS_OF_CONTEXTS, part: str = "train") -> list[str]:
@@ -157,9 +160,17 @@ def wic_question(world: World, rng: random.Random, splits: tuple[str, ...], labe
     contexts = rng.sample(first.contexts, 2) if label else [rng.choice(first.contexts), rng.choice(second.contexts)]
     sentences = [_sentence(context, rng) for context in contexts]
     starts = [f" {sentence.lower()}".index(f" {first.word}") for sentence in sentences]
-    return {"word": first.word, "sentence1": sentences[0], "sentence2": sentences[1],
-            "start1": starts[0], "start2": starts[1], "end1": starts[0] + len(first.word),
-            "end2": starts[1] + len(first.word), "version": 1.1, "label": label}
+    return {
+        "word": first.word,
+        "sentence1": sentences[0],
+        "sentence2": sentences[1],
+        "start1": starts[0],
+        "start2": starts[1],
+        "end1": starts[0] + len(first.word),
+        "end2": starts[1] + len(first.word),
+        "version": 1.1,
+        "label": label,
+    }
 
 
 def wsc_question(world: World, rng: random.Random, splits: tuple[str, ...], label: bool) -> dict:
@@ -179,10 +190,17 @@ def wsc_question(world: World, rng: random.Random, splits: tuple[str, ...], labe
     end = fill(_WSC_ENDS[relation], meant.subject, meant.value)
     asked, not_asked = (meant.subject, other.subject) if label else (other.subject, meant.subject)
     start = list(zip(words, words[1:])).index(("the", asked))  # "saw" alone may be the verb
-    return {"text": f"{opening} {end}.", "label": label,
-            "target": {"span1_text": f"the {asked}", "span1_index": start, "span2_text": "it",
-                       "span2_index": words.index("it")},
-            "candidates": [{"text": f"the {not_asked}"}, {"text": person}]}
+    return {
+        "text": f"{opening} {end}.",
+        "label": label,
+        "target": {
+            "span1_text": f"the {asked}",
+            "span1_index": start,
+            "span2_text": "it",
+            "span2_index": words.index("it"),
+        },
+        "candidates": [{"text": f"the {not_asked}"}, {"text": person}],
+    }
 
 
 def multirc_question(world: World, rng: random.Random, splits: tuple[str, ...]) -> dict:
@@ -192,21 +210,26 @@ def multirc_question(world: World, rng: random.Random, splits: tuple[str, ...]) 
     told = rng.sample(facts, _MULTIRC_SENTENCES)
     asked = rng.sample([fact for fact in facts if fact.relation in _MULTIRC], 2)
     passage = " ".join(render(rng.choice(FACT_TEMPLATES[fact.relation]), person, fact.value) for fact in told)
-    return {"passage": {"text": passage, "questions": [_question(world, fact, rng, splits) for fact in asked]},
-            "version": 1.1}
+    return {
+        "passage": {"text": passage, "questions": [_question(world, fact, rng, splits) for fact in asked]},
+        "version": 1.1,
+    }
 
 
 def _question(world: World, fact: Fact, rng: random.Random, splits: tuple[str, ...]) -> dict:
     question, form, relation, derived_form = _MULTIRC[fact.relation]
-    answers = [(fill(form, fact.subject, fact.value), 1),
-               (fill(form, fact.subject, other_value(world, fact, rng)), 0)]
+    answers = [(fill(form, fact.subject, fact.value), 1), (fill(form, fact.subject, other_value(world, fact, rng)), 0)]
     follows = next((one for one in world.about(fact.value) if one.relation == relation and one.split in splits), None)
     if follows is not None:
-        answers += [(fill(derived_form, fact.value, follows.value), 1),
-                    (fill(derived_form, fact.value, other_value(world, follows, rng)), 0)]
+        answers += [
+            (fill(derived_form, fact.value, follows.value), 1),
+            (fill(derived_form, fact.value, other_value(world, follows, rng)), 0),
+        ]
     rng.shuffle(answers)
-    return {"question": question.format(s=fact.subject), "answers": [{"text": text, "label": label}
-                                                                     for text, label in answers]}
+    return {
+        "question": question.format(s=fact.subject),
+        "answers": [{"text": text, "label": label} for text, label in answers],
+    }
 
 
 def number_answers(example: dict, idx: int) -> None:

@@ -6,6 +6,7 @@ without labels, for distillation. No question stands in two parts. `test` keeps 
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -49,10 +50,13 @@ _MAKERS: dict[str, Callable[..., dict]] = {
 }
 
 
-def make_task(world: World, task: str, seed: int) -> dict[str, list[dict]]:
-    """All parts of one task: part name -> examples. The labels of a part are equally frequent."""
+def make_task(world: World, task: str, seed: int, limit: int | None = None) -> dict[str, list[dict]]:
+    """All parts of one task: part name -> examples. The labels of a part are equally frequent.
+
+    With `limit` only so many examples of each part are made, and no frequencies are promised.
+    """
     taken: set[str] = set()
-    return {part: list(_part(world, task, part, seed, taken)) for part in SPLITS_OF}
+    return {part: list(itertools.islice(_part(world, task, part, seed, taken), limit)) for part in SPLITS_OF}
 
 
 def _part(world: World, task: str, part: str, seed: int, taken: set[str]) -> Iterator[dict]:

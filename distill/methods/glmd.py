@@ -53,12 +53,15 @@ class GLMD(GLMStudent):
                            help="with top_n: set the teacher's other entries to its minimum instead")
         group.add_argument("--logitsdistil_wo_inter", action="store_true",
                            help="no loss on vocabulary logits (stage 2)")
-        group.add_argument("--logitsdistil_teacher_input_ids_map", action="store_true", help="refused in this version")
+        group.add_argument("--logitsdistil_teacher_input_ids_map", action="store_true",
+                           help="the teacher reads the substitutes of dropped tokens, as the student does")
 
     @classmethod
     def check_flags(cls, args: Any) -> None:
         if args.logitsdistil_teacher_min and args.logitsdistil_top_n is None:
             raise ValueError("--logitsdistil_teacher_min needs --logitsdistil_top_n: it says how many entries are kept")
+        if args.logitsdistil_teacher_input_ids_map and not args.map_vocab_size:
+            logger.warning("--logitsdistil_teacher_input_ids_map has no effect without --map_vocab_size")
         if args.distill_logits_parallel and not args.logitsdistil_wo_inter:
             logger.warning("--distill_logits_parallel adds the loss on vocabulary logits a second time")
 
@@ -82,13 +85,19 @@ class GLMD(GLMStudent):
             return {}
         return {"logits_parallel": None, **({"position_ids": None} if self.args.logitsdistil_mask_pad else {})}
 
+    def get_teacher_hook_op(self, t_no: int = 0, **kwargs: Any) -> dict[str, Any]:
+        vocab_map = getattr(self.origin_model, "vocab_map", None)
+        if not self.args.logitsdistil_teacher_input_ids_map or vocab_map is None:
+            return {}
+        return {"input_ids": lambda input_ids: vocab_map.substituted(input_ids)}
+
     def inter_loss(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
                    t_hook: Hook, keep_batch: bool = False, loss_mask: torch.Tensor | None = None,
                    logit_mask: torch.Tensor | None = None, **kwargs: Any) -> Loss:
         if self.args.logitsdistil_wo_inter:
             return 0.0
-        student, teacher = (tapped(variables, hook, "logits_parallel")
-                            for variables, hook in ((s_inter_vars, s_hook), (t_inter_vars, t_hook)))
+        student, teacher = self.comparable_logits(tapped(s_inter_vars, s_hook, "logits_parallel"),
+                                                  tapped(t_inter_vars, t_hook, "logits_parallel"))
         mask = self._mask(s_inter_vars, s_hook, loss_mask, logit_mask)
         hinge, partition = None, "vocab"
         if self.args.logitsdistil_top_n is not None:

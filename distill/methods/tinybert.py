@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.layer_maps import attention_scores, hidden_state, random_layer_map, uniform_layer_map
+from distill.layer_maps import Path, attention_scores, hidden_state, random_layer_map, uniform_layer_map
 from distill.losses import mse
 from distill.student import GLMStudent, Pair, TeacherSpec, register_method
 from model.parallel.layers import ColumnParallelLinear
@@ -31,6 +31,7 @@ _PARTIAL = ("tinybert_inter_final", "tinybert_only_emb_final", "tinybert_only_em
 class TinyBERT(GLMStudent):
     """Flags ``--tinybert_*``. Parameters: ``fit_dense`` (h_t, h_s), or ``fit_dense_<n>`` for each teacher."""
 
+    has_projections = True
     switches = "remove --tinybert_wo_inter"
 
     def __init__(self, language_model: nn.Module, args: Any, **kwargs: Any) -> None:
@@ -135,6 +136,12 @@ class TinyBERT(GLMStudent):
         states = range(int(args.tinybert_wo_emb), depth + int(not args.tinybert_wo_final))
         return *attention, *(_hidden(k, depth, seg[k], t_depth) for k in states)
 
+    def projected_widths(self) -> dict[Path, int]:
+        if self.fits_each_teacher:
+            return {}
+        return {pair.student: self.teachers[0].hidden_size for t_no in range(len(self.teachers))
+                for pair in self._pairs_of(t_no) if pair.kind == "hidden_states"}
+
     def pair_loss(self, pair: Pair, student: torch.Tensor, teacher: torch.Tensor, *, keep_batch: bool,
                   t_no: int) -> torch.Tensor:
         if self.fits_each_teacher and pair.kind == "hidden_states":
@@ -145,11 +152,10 @@ class TinyBERT(GLMStudent):
                 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """The GLM's forward pass; tapped hidden states are projected to the teacher's width."""
         output, inter_vars = super().forward(*inputs, hook=hook, **kwargs)
-        if self.fits_each_teacher or not hook:
+        if not hook:
             return output, inter_vars
         names = TapRequest.from_hook(hook, self.config.num_layers).names
-        own = {".".join(map(str, pair.student)) for t_no in range(len(self.teachers)) for pair in self._pairs_of(t_no)
-               if pair.kind == "hidden_states"}
+        own = {".".join(map(str, place)) for place in self.projected_widths()}
         return output, tuple(self.apply_layer(self.fit_dense, value) if name in own else value
                              for name, value in zip(names, inter_vars, strict=True))
 

@@ -1,21 +1,18 @@
 """The average over teachers; with sum and survival, DGKD (Son et al. 2021, arXiv:2009.08825); with squared error of the
-logits, TMKD (Yang et al. 2020, arXiv:1910.08381, similar)."""
+logits, TMKD (Yang et al. 2020, arXiv:1910.08381, similar).
+
+    L = mean_i (pre_i + inter_i)   over the teachers that survive, or their sum
+
+Departure from TMKD: no head of the student's for each teacher; its one output regresses on every teacher.
+"""
 
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import nn
-
-from distill.multi_teacher.base import MultiTeacherModel, Outputs, register_combiner
+from distill.multi_teacher.base import MultiTeacherModel, Step, add_label, register_combiner
 from distill.student import GLMStudent, Loss
-from model.taps import Hook
-
-logger = logging.getLogger(__name__)
 
 
 @register_combiner("avg", "tmkd")
@@ -30,10 +27,8 @@ class AvgTeacher(MultiTeacherModel):
         super().__init__(args)
         if not 0.0 <= args.avgmt_teacher_survival_p <= 1.0:
             raise ValueError(f"--avgmt_teacher_survival_p={args.avgmt_teacher_survival_p} must be a probability")
-        stage = "ft" if args.finetune else "pt"
-        if args.avgmt_teacher_survival_p < 1.0 and getattr(args, f"distill_{stage}_hard"):
-            logger.warning("the label counts twice: --avgmt_teacher_survival_p below 1 adds it, and so does "
-                           "--distill_%s_hard", stage)
+        if args.avgmt_teacher_survival_p < 1.0:
+            self.warn_of_two_labels("--avgmt_teacher_survival_p below 1")
 
     @classmethod
     def add_flags(cls, parser: argparse.ArgumentParser) -> None:
@@ -49,29 +44,19 @@ class AvgTeacher(MultiTeacherModel):
             return [f"label x {student.rate('hard'):g} beside the teachers"]
         return []
 
-    def compute(self, teacher_models: Sequence[nn.Module], t_hook_L: Sequence[Hook],
-                t_inter_vars_L: Sequence[Sequence[torch.Tensor]], t_out_L: Sequence[Outputs],
-                student_model: GLMStudent, s_hook: Hook, s_inter_vars: Sequence[torch.Tensor], s_out: Outputs,
-                loss_mask: torch.Tensor | None = None, labels: torch.Tensor | None = None, **kwargs: Any) -> Loss:
-        common = {"loss_mask": loss_mask, "labels": labels, **kwargs}
-        terms: list[Loss] = []
-        for t_no in self._survivors(student_model, len(t_out_L)):
-            prediction = student_model.prediction_loss(s_out["logits"], t_out_L[t_no]["logits"], s_out["loss"],
-                                                       t_no=t_no, **common)
-            intermediate = student_model.intermediate_loss(
-                s_inter_vars, t_inter_vars_L[t_no], s_hook, t_hook_L[t_no], t_no=t_no, t_model=teacher_models[t_no],
-                **common)
-            terms.append(prediction + intermediate)
-            with student_model.facing(t_no):
-                student_model.add_summary(f"teacher_loss/teacher_{t_no}", terms[-1])
+    def combine(self, step: Step) -> Loss:
+        survivors, total = self._survivors(step), 0.0
+        for t_no in survivors:
+            term = step.prediction(t_no) + step.intermediate(t_no)
+            step.record_teacher(t_no, term)
+            total = total + term
+        count = len(survivors)
         if self.args.avgmt_teacher_survival_p < 1.0:
-            terms.append(student_model.rate("hard") * s_out["loss"])
-            student_model.add_summary("multi_teacher_model/hard_loss", terms[-1])
-        total = sum(terms, 0.0)
-        return total if self.args.avgmt_sum_loss else total / max(1, len(terms))
+            total, count = add_label(step, total, step.student.rate("hard")), count + 1
+        return total if self.args.avgmt_sum_loss else total / max(1, count)
 
-    def _survivors(self, student: GLMStudent, count: int) -> list[int]:
-        p = self.args.avgmt_teacher_survival_p
+    def _survivors(self, step: Step) -> list[int]:
+        p, numbers = self.args.avgmt_teacher_survival_p, self.numbers(step)
         if p >= 1.0:
-            return list(range(count))
-        return student.draw("avgmt_survivors", lambda generator: [i for i in range(count) if generator.random() < p])
+            return numbers
+        return step.student.draw("avgmt_survivors", lambda generator: [i for i in numbers if generator.random() < p])

@@ -57,17 +57,22 @@ class TextSource:
 
 
 class TaskSource:
-    """Fine-tuning: an iteration is a micro-batch. A step may reach over the end of an epoch."""
+    """Fine-tuning: an iteration is a micro-batch. A step may reach over the end of an epoch.
 
-    def __init__(self, loader: Any, epochs: int, accumulation: int) -> None:
+    ``max_steps`` ends the run after so many optimizer steps.
+    """
+
+    def __init__(self, loader: Any, epochs: int, accumulation: int, *, max_steps: int | None = None) -> None:
         self.loader = loader
         self.accumulation, self.per_iteration = accumulation, 1
         self.batches_per_epoch = loader.batches_per_epoch
         self.total = epochs * self.batches_per_epoch
+        if max_steps is not None:
+            self.total = min(self.total, max_steps * accumulation)
 
     def iterate(self, start: int) -> Generator[Batch]:
         first, skip = divmod(start, self.batches_per_epoch)
-        for epoch in range(first, self.total // self.batches_per_epoch):
+        for epoch in range(first, -(-self.total // self.batches_per_epoch)):
             yield from self.loader.epoch(epoch, skip=skip)
             skip = 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import nn
 
 from data_utils.tokenizers import Tokenizer, padded_vocab_size
 from distill.distill_model import build_student
-from distill.multi_teacher_model import attach_combiner
-from distill.student import GLMStudent
+from distill.multi_teacher_model import OutputShape, attach_combiner, attach_live_teachers
+from distill.teacher_offload import TeacherOffload
 from distill.teachers import TeacherSpec, build_teachers, disabled_teachers, teacher_specs
 from distill.training.batches import Source
 from distill.training.engine import build_engine, training_dtype
@@ -22,6 +23,7 @@ from distill.training.run_folder import RunFolder
 from distill.training.run_state import RunState
 from distill.training.session import Session
 from distill.training.setup import Runtime
+from distill.training.student_parts import COMBINER, load_student_part, teacher_prefix
 from distill.truncate import truncate_teacher
 from distill.vocab_init import resolve_map_size, set_up_vocab_map
 from model.checkpoint.load import HEAD_PREFIXES, STUDENT_PREFIXES, LoadReport, load_backbone
@@ -50,8 +52,9 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     teachers = build_teachers(
         specs, config, build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
         load_weights=lambda model, path: load_weights(model, path, args),
+        load_part=_teacher_loader(args),
         map_rows=lambda size: _map_rows(size, args, tokenizer),
-        place=lambda model, spec: model.to(runtime.device, _teacher_dtype(spec)))
+        place=lambda model, spec: model.to("cpu" if args.teacher_offload else runtime.device, _teacher_dtype(spec)))
     if args.student_model and not specs:
         logger.warning("--student_model=%s has no teacher (--teacher_load_pretrained): the model is trained alone",
                        args.student_model)
@@ -63,11 +66,14 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     student, combiner = None, None
     if args.student_model and specs:
         student = build_student(glm, args, teachers=specs, run=run)
-        combiner = attach_combiner(student, args)
+        combiner = attach_combiner(student, args, output_shape(task))
+        attach_live_teachers(student, teachers, args)
     model = with_head(student or glm, config, args, task)
     mark_replicated_parameters(model)
     if args.load_pretrained:
         load_weights(model, args.load_pretrained, args)
+    if combiner is not None and args.mt_model_load:
+        load_student_part(combiner, args.mt_model_load, COMBINER, flag="--mt_model_load", args=args)
     set_up_vocab_map(glm, teachers, args, tokenizer)
     if student is not None:
         truncate_teacher(student, teachers, args)
@@ -75,10 +81,12 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     context = StepContext(
         model, args, run, student=student, teachers=teachers, combiner=combiner,
         disabled=disabled_teachers(args, len(specs)) if specs else (), stage="choice" if task else "lm",
-        loss_kind="adapet" if args.adapet else args.loss_func)
+        loss_kind="adapet" if args.adapet else args.loss_func, num_tokens=tokenizer.num_tokens)
+    if args.teacher_offload:
+        context.visit = TeacherOffload(teachers, runtime.device)
     session = Session(args, runtime, folder, writer, model, context, run, source)
     if source is not None and source.total > 0:
-        _warn_about_coupling(student, args)
+        _warn_about_coupling(context)
         session.engine = build_engine(model, args)
         session.schedule = build_schedule(args, source)
     return session
@@ -176,7 +184,25 @@ def _teacher_dtype(spec: TeacherSpec) -> torch.dtype:
     return torch.float16 if spec.fp16 else torch.bfloat16 if spec.bf16 else torch.float32
 
 
-def _warn_about_coupling(student: GLMStudent | None, args: Any) -> None:
-    if student is not None and student.batch_coupled and args.gradient_accumulation_steps > 1:
-        logger.warning("%s: %s, so its loss depends on the split into --gradient-accumulation-steps=%d",
-                       args.student_model, student.batch_coupled, args.gradient_accumulation_steps)
+def _teacher_loader(args: Any) -> Callable[[nn.Module, int], LoadReport] | None:
+    """``--mt_load_from_s``: what fills teacher number i; None without the flag."""
+    path = args.mt_load_from_s
+    if not path:
+        return None
+    return lambda model, t_no: load_student_part(model, path, teacher_prefix(t_no), flag="--mt_load_from_s", args=args)
+
+
+def output_shape(task: TaskSpec | None) -> OutputShape:
+    """What the models put out for a sample of the task."""
+    if task is None or task.head == "language_model":
+        return OutputShape()
+    choices = (task.max_num_choices or len(task.labels)) if task.choices_are_answers else len(task.labels)
+    return OutputShape(choices, choices if task.is_multi_choice else 1, task.variable_num_choices)
+
+
+def _warn_about_coupling(context: StepContext) -> None:
+    args = context.args
+    for name, part in ((args.student_model, context.student), (args.multi_teacher_model, context.combiner)):
+        if part is not None and part.batch_coupled and args.gradient_accumulation_steps > 1:
+            logger.warning("%s: %s, so its loss depends on the split into --gradient-accumulation-steps=%d",
+                           name, part.batch_coupled, args.gradient_accumulation_steps)

@@ -44,11 +44,14 @@ def save_training_state(session: Session, *, tracker: bool = True) -> None:
     args, state, tag = session.args, parallel_state(), str(session.iteration)
     has_optimizer = session.engine is not None and not args.no_save_optim
     rng_states = None if args.no_save_rng else _gather_over_data_parallel(_capture_rng())
+    memories = _gather_over_data_parallel(_combiner_memory(session))
     payload = None
     if state.data_rank == 0:
         payload = {**module_payload(session.model), **_progress(session)}
         if rng_states is not None:
             payload["data_parallel_rng_states"] = rng_states
+        if any(memories):
+            payload["data_parallel_combiner_memory"] = memories
         if has_optimizer:
             payload["client_lr_scheduler" if args.deepspeed else "lr_scheduler"] = session.schedule.state_dict()
             payload["optimizer"] = None if session.engine.is_sharded else session.engine.state_dict()
@@ -116,6 +119,7 @@ def resume(session: Session) -> bool:
         _refresh_masters(session)
         return True
     _restore_progress(session, extras)
+    _restore_combiner(session, extras)
     _restore_optimizer(session, location, extras)
     if not args.no_load_rng and (states := extras.get("data_parallel_rng_states")):
         _restore_rng(states)
@@ -143,6 +147,29 @@ def _progress(session: Session) -> dict[str, Any]:
             "position": session.position, "steps": session.steps, "epochs_done": session.epochs_done,
             "train_iters": session.run.train_iters, "best": asdict(session.best)},
         "method_state": method_state() if method_state is not None else {}}
+
+
+def _combiner_memory(session: Session) -> dict[str, Any]:
+    """What the combiner carries from step to step beside its parameters, on the CPU."""
+    combiner = session.context.combiner
+    return {} if combiner is None else _on_cpu(combiner.memory())
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _on_cpu(entry) for name, entry in value.items()}
+    return value.cpu() if isinstance(value, torch.Tensor) else value
+
+
+def _restore_combiner(session: Session, extras: dict[str, Any]) -> None:
+    memories, rank = extras.get("data_parallel_combiner_memory"), parallel_state().data_rank
+    if session.context.combiner is None or not memories:
+        return
+    if len(memories) != parallel_state().data_size:
+        logger.warning("the combiner starts without memory: the checkpoint has that of %d data-parallel ranks, this "
+                       "run has %d", len(memories), parallel_state().data_size)
+        return
+    session.context.combiner.restore_memory(memories[rank])
 
 
 def _restore_progress(session: Session, extras: dict[str, Any]) -> None:

@@ -64,21 +64,73 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def resolve(args: Any, config: Mapping[str, Any], *, on_gpu: bool) -> ResolvedConfig:
+def resolve(args: Any, config: Mapping[str, Any], *, on_gpu: bool, data_size: int | None = None) -> ResolvedConfig:
     """Merge the file with the command line.
 
+    Args:
+        data_size: data-parallel ranks of the run; None if they are not known (a dry run).
+
     Raises:
-        ValueError: ZeRO stage 3, or an optimizer that is not Adam.
+        ValueError: ZeRO stage 3, an optimizer that is not Adam, a value of the wrong kind, batch sizes or precisions
+            that contradict each other.
     """
     result = ResolvedConfig(copy.deepcopy(dict(config)))
+    _check_values(result.config)
+    _derive_accumulation(result, data_size)
     if args.args_to_ds_config:
         _write_args_into_config(args, result)
     _override_args(args, result)
     _resolve_precision(args, result, on_gpu)
     _resolve_zero(result, on_gpu)
     _resolve_optimizer(result, on_gpu)
+    _check_total(args, result, data_size)
     _finish(args, result)
     return result
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """Kinds of the values that are read here, and what the file says against itself."""
+    for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"):
+        value = config.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{key} in the DeepSpeed file must be a whole number above 0, not {value!r}; write one, or "
+                             "leave the entry out")
+    for key in ("optimizer", "fp16", "bf16", "zero_optimization", "activation_checkpointing"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"{key} in the DeepSpeed file must be an object in braces, not {config[key]!r}")
+    for key, value in (("lr", config.get("optimizer", {}).get("params", {}).get("lr", 0.0)),
+                       ("weight_decay", config.get("optimizer", {}).get("params", {}).get("weight_decay", 0.0)),
+                       ("gradient_clipping", config.get("gradient_clipping", 0.0))):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{key} in the DeepSpeed file must be a number, not {value!r}")
+    if config.get("fp16", {}).get("enabled") and config.get("bf16", {}).get("enabled"):
+        raise ValueError("fp16.enabled and bf16.enabled are both true in the DeepSpeed file; keep one")
+
+
+def _derive_accumulation(result: ResolvedConfig, data_size: int | None) -> None:
+    """``train_batch_size`` without ``gradient_accumulation_steps`` says how many there are."""
+    config = result.config
+    total, micro = config.get("train_batch_size"), config.get("train_micro_batch_size_per_gpu")
+    if not (total and micro and data_size) or "gradient_accumulation_steps" in config:
+        return
+    if total % (micro * data_size):
+        raise ValueError(f"train_batch_size {total} in the DeepSpeed file is not divisible by "
+                         f"train_micro_batch_size_per_gpu {micro} x {data_size} data-parallel rank(s); change one, or "
+                         "leave train_batch_size out")
+    config["gradient_accumulation_steps"] = total // (micro * data_size)
+
+
+def _check_total(args: Any, result: ResolvedConfig, data_size: int | None) -> None:
+    total = result.config.get("train_batch_size")
+    if total is None or args.args_to_ds_config:
+        return
+    micro = result.overrides.get("batch_size", args.batch_size)
+    accumulation = result.overrides["gradient_accumulation_steps"]
+    ranks = data_size or total // (micro * accumulation)
+    if total != micro * accumulation * ranks or not ranks:
+        raise ValueError(f"train_batch_size {total} in the DeepSpeed file contradicts train_micro_batch_size_per_gpu "
+                         f"{micro} x gradient_accumulation_steps {accumulation} x {ranks or 'any number of'} "
+                         "data-parallel rank(s); change one, or leave train_batch_size out")
 
 
 def _write_args_into_config(args: Any, result: ResolvedConfig) -> None:
@@ -197,8 +249,8 @@ def _resolve_optimizer(result: ResolvedConfig, on_gpu: bool) -> None:
 def _finish(args: Any, result: ResolvedConfig) -> None:
     """Settle what this toolkit does itself: batch size, progress lines, activation checkpointing, timers."""
     config, overrides = result.config, result.overrides
-    if config.pop("train_batch_size", None) is not None:
-        result.notes.append("train_batch_size of the DeepSpeed file is not read: it follows from the other numbers")
+    if config.pop("train_batch_size", None) is not None and args.args_to_ds_config:
+        result.notes.append("train_batch_size of the DeepSpeed file is not read: it follows from the command line")
     config["train_micro_batch_size_per_gpu"] = overrides.get("batch_size", args.batch_size)
     config["gradient_accumulation_steps"] = overrides["gradient_accumulation_steps"]
     if any(config.pop("activation_checkpointing", {}).get(key) for key in (

@@ -17,6 +17,7 @@ from distill.training.evaluate import choice_loss, task_scores
 from distill.training.loop import crossed, train
 from distill.training.metrics import MetricWriter
 from distill.training.pretraining import report_validation_loss
+from distill.training.rehearsal import Rehearsal
 from distill.training.run_folder import RESULTS, TEST_RESULTS, plan_run_folder, refuse_to_overwrite
 from distill.training.session import Session
 from distill.training.setup import Runtime
@@ -96,8 +97,12 @@ def write_best_so_far(session: Session, scores: dict[str, float], epoch: int) ->
             ensure_ascii=False, indent=2) + "\n", Path(args.custom_tmp_result))
 
 
-def run_finetuning(args: Any, runtime: Runtime) -> bool:
-    """Fine-tune as ``args`` says, then score the best weights; returns False after SIGTERM."""
+def run_finetuning(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = None) -> bool:
+    """Fine-tune as ``args`` says, then score the best weights; returns False after SIGTERM.
+
+    Args:
+        rehearsal: of a dry run; bounds the number of steps, and watches.
+    """
     began, state = time.monotonic(), parallel_state()
     folder = plan_run_folder(args)
     refuse_to_overwrite(folder, args)
@@ -105,13 +110,17 @@ def run_finetuning(args: Any, runtime: Runtime) -> bool:
     data = build_task_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size)
     source = None
     if data.train is not None:
-        source = TaskSource(data.train, args.epochs, args.gradient_accumulation_steps)
+        source = TaskSource(data.train, args.epochs, args.gradient_accumulation_steps,
+                            max_steps=rehearsal.max_steps if rehearsal else None)
     logs = None if args.custom_no_summary_writer and not args.log_dir else folder.logs
-    with MetricWriter(logs, is_main=runtime.is_main, resumed=args.load is not None) as writer:
+    with MetricWriter(logs, is_main=runtime.is_main, resumed=args.load is not None,
+                      observe=rehearsal.observe if rehearsal else None) as writer:
         session = build_session(args, runtime, folder, writer, tokenizer, source=source, task=data.spec)
         check_labels(session, data)
-        describe(session, f"fine-tuning on {data.spec.name}", tokenizer)
         resume(session)
+        describe(session, f"fine-tuning on {data.spec.name}", tokenizer)
+        if rehearsal is not None:
+            rehearsal.begin(session)
         events = FinetuneEvents(session, data)
         if source is not None and not train(session, events):
             return False

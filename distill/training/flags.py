@@ -133,5 +133,8 @@ def _add_logging(group: argparse._ArgumentGroup) -> None:
                        help="no TensorBoard, metrics.jsonl or config.json")
     group.add_argument("--custom_tmp_result", default=None,
                        help="JSON file that always holds the best score of each metric so far")
+    group.add_argument("--fast-dev-run", type=positive_int, nargs="?", const=2, default=None, metavar="STEPS",
+                       help="try this command out: so many steps (2 if no number is given) and one evaluation of a "
+                            "narrow model in a temporary folder; what does not exist is made up")
     group.add_argument("--user-module", default=None,
                        help="a Python file or module with methods of your own, loaded before the flags are parsed")

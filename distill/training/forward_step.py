@@ -2,14 +2,16 @@
 
     student forward (tapped) -> label loss -> teachers (no gradient, tapped) -> combiner: prediction and inner losses
 
+While distilling, a step may pass over its batch several times (``--forward_repeat_num``); the losses are added.
+
 Axes: b samples, c choices, s sequence, v vocabulary, p model-parallel ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +19,9 @@ from torch import nn
 
 from distill.multi_teacher_model import MultiTeacherModel
 from distill.student import GLMStudent
+from distill.training.random_data import randomised
 from distill.training.run_state import RunState
+from model.checkpoint.nonparameters import backbone_of
 from model.parallel.cross_entropy import vocab_parallel_cross_entropy
 from model.taps import Hook, TapRequest
 from tasks.losses import choice_loss
@@ -37,8 +41,10 @@ class StepContext:
         teachers: their models, in flag order, each with the same task head as ``model``.
         combiner: of the teachers.
         disabled: teachers that are not run (``--mt_disable_operation``), empty for none.
+        visit: context in which the weights of a teacher are on the device.
         stage: ``"lm"`` for token losses (pretraining, language-model tasks), ``"choice"`` for scores of choices.
         loss_kind: of the choice loss.
+        num_tokens: of the tokenizer; None: the size of the vocabulary, padding included.
     """
 
     model: Any
@@ -48,8 +54,10 @@ class StepContext:
     teachers: Sequence[nn.Module] = ()
     combiner: MultiTeacherModel | None = None
     disabled: Sequence[bool] = ()
+    visit: Callable[[int], AbstractContextManager[Any]] = nullcontext
     stage: str = "lm"
     loss_kind: str = "cross_entropy"
+    num_tokens: int | None = None
 
     @property
     def is_distilling(self) -> bool:
@@ -58,17 +66,18 @@ class StepContext:
 
 @dataclass
 class StepOutput:
-    """What came out.
+    """What came out; where a batch was passed over several times, everything but the loss is of the first pass.
 
     Attributes:
-        loss: scalar to back-propagate.
+        loss: scalar to back-propagate, over all passes that count.
         hard_loss: the label loss, whatever the switches say (scalar).
         logits: [b, s, v/p] in the stage "lm", scores [b, c] in the stage "choice".
         hard_loss_per_sample: [b].
         parts: named terms of the step, as recorded by the student (detached scalars); a tag that was recorded
-            twice has its last value here.
+            twice has its last value here, one that several passes recorded that of the first.
         teacher_outputs: what each teacher handed over.
-        recorded: the same terms in the order they were recorded, repetitions included.
+        recorded: the same terms in the order they were recorded, repetitions included, of all passes.
+        passes: each pass by itself.
     """
 
     loss: torch.Tensor
@@ -78,11 +87,12 @@ class StepOutput:
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
     teacher_outputs: list[dict[str, Any]] = field(default_factory=list)
     recorded: list[tuple[str, torch.Tensor]] = field(default_factory=list)
+    passes: list[StepOutput] = field(default_factory=list)
 
 
 def forward_step(context: StepContext, batch: Batch, *, token_denominator: torch.Tensor | float | None = None,
                  ) -> StepOutput:
-    """One pass over a micro-batch.
+    """One micro-batch.
 
     Args:
         batch: ``tokens, labels, loss_mask, position_ids, attention_mask`` (stage "lm"), or
@@ -100,6 +110,30 @@ def forward_step(context: StepContext, batch: Batch, *, token_denominator: torch
         logits, _ = _run(context, context.model, batch, {}, {})
         hard, per_sample = hard_loss(context, logits, batch, token_denominator)
         return StepOutput(hard, hard, logits, per_sample)
+    passes = []
+    try:
+        for number in range(context.args.forward_repeat_num + 1):
+            context.run.repeat = number
+            passes.append(_pass(context, batch, token_denominator))
+    finally:
+        context.run.repeat = 0
+    # The gradient of a first pass that does not count is thrown away; there is no need to compute it.
+    counted = passes[1:] if context.args.ignore_first_backward_gard else passes
+    loss = sum((output.loss for output in counted), 0.0)
+    if not isinstance(loss, torch.Tensor):
+        raise ValueError(student.no_term_message())
+    parts = {tag: value for output in reversed(passes) for tag, value in output.parts.items()}
+    return replace(passes[0], loss=loss, parts=parts, recorded=student.recorded, passes=passes)
+
+
+def _pass(context: StepContext, batch: Batch, token_denominator: torch.Tensor | float | None) -> StepOutput:
+    """One pass over the batch. Its loss is the number 0 if it has no term."""
+    student = context.student
+    first = len(student.recorded)
+    rows = len(next(iter(batch.values())))
+    batch = randomised(batch, student, context.num_tokens or student.config.vocab_size)
+    if token_denominator is not None:  # it was counted without the random copies
+        token_denominator = token_denominator * (len(next(iter(batch.values()))) // rows)
     s_hook = student.student_taps()
     t_hooks = context.combiner.hooks_process([student.teacher_taps(i) for i in range(len(context.teachers))])
     s_op = student.get_student_hook_op(teacher_models=context.teachers)
@@ -107,27 +141,35 @@ def forward_step(context: StepContext, batch: Batch, *, token_denominator: torch
     TapRequest.from_hook(s_hook, student.config.num_layers).fill(s_hook)
     hard, per_sample = hard_loss(context, logits, batch, token_denominator)
     student.add_summary("Train/hard_loss", hard)
-    t_vars, t_outputs = _run_teachers(context, batch, t_hooks)
+    t_vars, t_outputs = _run_teachers(context, batch, t_hooks, token_denominator)
+    labels = _labels(context, batch)
+    student.observe(s_vars, s_hook, t_vars, t_hooks, **labels)
     loss = context.combiner.compute(
         context.teachers, t_hooks, t_vars, t_outputs, student, s_hook, s_vars,
-        {"logits": logits, "loss": hard, "loss_batch": per_sample}, **_labels(context, batch))
-    if not isinstance(loss, torch.Tensor):
-        raise ValueError(student.no_term_message())
-    return StepOutput(loss, hard, logits, per_sample, dict(student.recorded), t_outputs, student.recorded)
+        {"logits": logits, "loss": hard, "loss_batch": per_sample}, **labels)
+    student.after_pass(loss)
+    recorded = student.recorded[first:]
+    return StepOutput(loss, hard, logits, per_sample, dict(recorded), t_outputs, recorded)
 
 
 def hard_loss(context: StepContext, logits: torch.Tensor, batch: Batch,
-              token_denominator: torch.Tensor | float | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+              token_denominator: torch.Tensor | float | None = None, *,
+              model: nn.Module | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """The label loss of the batch and of each sample, in at least fp32.
 
     Token losses: their sum where ``loss_mask`` is 1, divided by the number of such tokens (of the batch, or of the
     sample; at least 1). Choices: the task's loss; padding choices do not compete.
+
+    Args:
+        model: whose logits they are, if not the student's: a compact vocabulary has columns of its own for the labels.
     """
     if context.stage == "choice":
         mask = batch.get("loss_mask")
         per_sample = choice_loss(logits, batch["label"], kind=context.loss_kind, choice_mask=mask, per_sample=True)
         return per_sample.mean(), per_sample
-    losses = vocab_parallel_cross_entropy(logits, batch["labels"])
+    backbone = backbone_of(context.model if model is None else model)
+    labels = batch["labels"] if backbone is None else backbone.map_input_to_ids(batch["labels"])
+    losses = vocab_parallel_cross_entropy(logits, labels)
     mask = batch["loss_mask"].to(losses.dtype)
     sums, counts = (losses * mask).sum(dim=-1), mask.sum(dim=-1)
     denominator = counts.sum().clamp(min=1.0) if token_denominator is None else token_denominator
@@ -142,8 +184,9 @@ def _run(context: StepContext, model: Any, batch: Batch, hook: Hook,
     return model(batch["text"], batch["position"], batch["mask"], batch.get("target"), batch.get("logit_mask"), **taps)
 
 
-def _run_teachers(context: StepContext, batch: Batch,
-                  hooks: Sequence[Hook]) -> tuple[list[tuple[torch.Tensor, ...]], list[dict[str, Any]]]:
+def _run_teachers(context: StepContext, batch: Batch, hooks: Sequence[Hook],
+                  token_denominator: torch.Tensor | float | None = None,
+                  ) -> tuple[list[tuple[torch.Tensor, ...]], list[dict[str, Any]]]:
     """Tapped tensors and outputs of each teacher; ``hooks`` are filled. A disabled teacher gives the number 0."""
     student, variables, outputs = context.student, [], []
     for t_no, teacher in enumerate(context.teachers):
@@ -153,11 +196,13 @@ def _run_teachers(context: StepContext, batch: Batch,
             continue
         with student.facing(t_no):
             operations = student.get_teacher_hook_op(t_no=t_no)
-        with torch.no_grad() if not any(p.requires_grad for p in teacher.parameters()) else nullcontext():
+        is_live = any(parameter.requires_grad for parameter in teacher.parameters())
+        with context.visit(t_no), nullcontext() if is_live else torch.no_grad():
             logits, inter_vars = _run(context, teacher, batch, hooks[t_no], operations)
             output = {"logits": logits}
             if context.args.mt_has_loss:
-                output["loss"], output["loss_batch"] = hard_loss(context, logits, batch)
+                output["loss"], output["loss_batch"] = hard_loss(
+                    context, logits, batch, token_denominator, model=teacher)
         TapRequest.from_hook(hooks[t_no], student.teachers[t_no].num_layers).fill(hooks[t_no])
         variables.append(inter_vars)
         outputs.append(output)

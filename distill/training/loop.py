@@ -49,6 +49,7 @@ class StepReport:
         parts: loss terms by tag, still on this rank.
         seconds: spent in forward, backward and optimizer.
         result: what the engine did, None if the step was left out.
+        skipped: micro-batches left out because their loss was not finite; ``not_finite``: its terms on this rank.
     """
 
     loss: float = float("nan")
@@ -57,6 +58,7 @@ class StepReport:
     seconds: dict[str, float] = field(default_factory=dict)
     result: StepResult | None = None
     skipped: int = 0
+    not_finite: list[str] = field(default_factory=list)
 
 
 def train(session: Session, events: Events) -> bool:
@@ -122,18 +124,27 @@ def train_step(session: Session, window: Window, lr: float) -> StepReport:
             _add_to_report(report, outputs[0], weight, value, hard)
             continue
         report.skipped += 1
-        logger.warning("Found NaN loss, skip backward (iteration %d, micro-batch %d)", session.run.iteration, index)
+        broken = _not_finite(outputs[0])
+        report.not_finite += [name for name in broken if name not in report.not_finite]
+        logger.warning("Found NaN loss, skip backward (iteration %d, micro-batch %d): %s", session.run.iteration, index,
+                       ", ".join(broken) or "on another rank")
         if index == last and report.skipped <= last:
             # The engine reduces gradients in the last backward, so there has to be one.
             engine.backward(engine.compute(lambda: zero_loss(session.model)), weight=1.0, is_last=True)
     if report.skipped == len(window.batches):
-        return StepReport(skipped=report.skipped)
+        return StepReport(skipped=report.skipped, not_finite=report.not_finite)
     with _timed(report, "optimizer"):
         report.result = engine.step(lr)
     if report.result.applied:
         session.steps += 1
         session.schedule.step()
     return report
+
+
+def _not_finite(output: StepOutput) -> list[str]:
+    """Names of the terms that are NaN or infinite here; the loss itself if no term is."""
+    names = [tag for tag, value in output.parts.items() if not torch.isfinite(torch.as_tensor(value)).all()]
+    return names or ([] if torch.isfinite(output.loss) else ["loss"])
 
 
 @contextmanager
@@ -240,7 +251,7 @@ class _Log:
         if result.loss_scale is not None:
             values["loss_scale"] = result.loss_scale
         if report.skipped:
-            values["skipped_micro_batches"] = report.skipped
+            values.update(skipped_micro_batches=report.skipped, not_finite=report.not_finite)
         writer.record("train", values)
         spent = {what: total * 1000 / max(1, self._iterations) for what, total in self._seconds.items()}
         spent["batch generator"] = values["ms_per_iteration"] - sum(spent.values())

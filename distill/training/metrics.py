@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,28 +20,43 @@ logger = logging.getLogger(__name__)
 
 
 class MetricWriter:
-    """Writes the records of a run. On every rank but the first, and without a folder, it writes no files."""
+    """Writes the records of a run. On every rank but the first, and without a folder, it writes no files.
 
-    def __init__(self, folder: Path | None, *, is_main: bool = True, resumed: bool = False) -> None:
-        """``resumed`` appends to the records of the run that goes on; otherwise they start anew."""
+    Files are opened by the first record: a run that cannot start leaves those of an earlier one as they are.
+    """
+
+    def __init__(self, folder: Path | None, *, is_main: bool = True, resumed: bool = False,
+                 observe: Callable[[str, Mapping[str, Any]], None] | None = None) -> None:
+        """
+        Args:
+            resumed: append to the records of the run that goes on; otherwise they start anew.
+            observe: is told every record, on every rank.
+        """
         self.is_main = is_main
         self.folder = folder if is_main else None
+        self._mode = "a" if resumed else "w"
+        self._observe = observe
         self._lines: TextIO | None = None
         self._board: Any = None
-        if self.folder is not None:
+
+    def _open(self) -> None:
+        if self.folder is not None and self._lines is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            mode = "a" if resumed else "w"
-            self._lines = open(self.folder / "metrics.jsonl", mode, encoding="utf-8", buffering=1)
+            self._lines = open(self.folder / "metrics.jsonl", self._mode, encoding="utf-8", buffering=1)
             self._board = _open_tensorboard(self.folder)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
         """Append one object to ``metrics.jsonl``. NaN and inf become null, which JSON can hold."""
+        if self._observe is not None:
+            self._observe(kind, values)
+        self._open()
         if self._lines is not None:
             clean = {name: _finite_or_none(value) for name, value in values.items()}
             self._lines.write(json.dumps({"kind": kind, **clean}, ensure_ascii=False) + "\n")
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars under their tags."""
+        self._open()
         if self._board is not None:
             for tag, value in values.items():
                 if math.isfinite(value):
@@ -49,6 +64,7 @@ class MetricWriter:
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file beside the records (arguments, configuration), for people to read."""
+        self._open()
         if self.folder is not None:
             text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False, default=str)
             (self.folder / name).write_text(text + "\n", encoding="utf-8")

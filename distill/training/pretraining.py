@@ -14,6 +14,7 @@ from distill.training.checkpointing import resume, save_training_state
 from distill.training.evaluate import text_loss
 from distill.training.loop import crossed, train
 from distill.training.metrics import MetricWriter, perplexity, validation_line
+from distill.training.rehearsal import Rehearsal
 from distill.training.run_folder import plan_run_folder
 from distill.training.session import Session
 from distill.training.setup import Runtime
@@ -63,22 +64,30 @@ def report_validation_loss(session: Session, loss: float) -> None:
     session.writer.scalars({"Train/valid_loss": loss, "Train/valid_ppl": perplexity(loss)}, session.iteration)
 
 
-def run_pretraining(args: Any, runtime: Runtime) -> bool:
-    """Pretrain as ``args`` says; returns whether the end was reached (False after SIGTERM)."""
+def run_pretraining(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = None) -> bool:
+    """Pretrain as ``args`` says; returns whether the end was reached (False after SIGTERM).
+
+    Args:
+        rehearsal: of a dry run; bounds what is read, and watches.
+    """
     began, state = time.monotonic(), parallel_state()
     folder = plan_run_folder(args)
     tokenizer = tokenizer_from_args(args)
-    data = build_pretrain_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size)
+    data = build_pretrain_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size,
+                               max_documents=rehearsal.max_documents if rehearsal else None)
     if args.train_iters > 0 and data.train is None:
         raise ValueError("there is no training text: give --train-data, and a first share above 0 in --split")
     source = None
     if args.train_iters > 0:
         source = TextSource(data.train, args.train_iters, args.gradient_accumulation_steps)
     logs = None if args.custom_no_summary_writer and not args.log_dir else folder.logs
-    with MetricWriter(logs, is_main=runtime.is_main, resumed=args.load is not None) as writer:
+    with MetricWriter(logs, is_main=runtime.is_main, resumed=args.load is not None,
+                      observe=rehearsal.observe if rehearsal else None) as writer:
         session = build_session(args, runtime, folder, writer, tokenizer, source=source)
-        describe(session, "pretraining", tokenizer)
         resume(session)
+        describe(session, "pretraining", tokenizer)
+        if rehearsal is not None:
+            rehearsal.begin(session)
         if args.switch_linear and session.schedule is not None:
             session.schedule.switch_to_linear(args.train_iters)
         events = PretrainEvents(session, data)

@@ -6,15 +6,17 @@ and Slurm. A process group that exists already (a test, a notebook) is used and 
 
 from __future__ import annotations
 
+import dis
 import logging
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from model.parallel.random import seed_everything
 ROOMS = ("distill", "model", "data_utils", "tasks")
 #: Exit code of a run that was asked to stop, as the shell gives it for SIGTERM.
 STOPPED = 143
+#: Exit code for a mistake in the command or in what it names, as argparse has it.
+MISTAKE = 2
 #: A collective may wait for the slowest rank's tokenising of a corpus.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
 
@@ -89,6 +93,38 @@ def _read_launch(environ: Mapping[str, str], local_rank: int | None) -> Launch:
     else:
         return Launch(local_rank=local_rank or 0)
     return Launch(rank, size, local, max(1, min(local_size, size)))
+
+
+def run_script(main: Callable[[], int]) -> int:
+    """Run an entry script; a mistake of the person who typed the command is told in words instead of a traceback.
+
+    Returns:
+        The exit code of ``main``, or :data:`MISTAKE`.
+    """
+    try:
+        return main()
+    except (ValueError, OSError) as error:
+        if not is_told(error):
+            raise
+        rank, message = _read_launch(os.environ, None).rank, " ".join(str(error).split())
+        sys.stdout.flush()
+        sys.stderr.write(f"{f'[rank {rank}] ' if rank else ''}error: {message}\n")
+        return MISTAKE
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether an exception is a message of ours about what the user gave: a ``raise`` statement of one of our rooms, or
+    a file that cannot be used. Anything else is a bug and wants its traceback."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code, root = trace.tb_frame.f_code, Path(__file__).resolve().parents[2]
+    is_ours = any(Path(code.co_filename).is_relative_to(root / room) for room in ROOMS)
+    return is_ours and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 @contextmanager

@@ -12,7 +12,9 @@ import os
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -85,6 +87,20 @@ def remove_folder(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
+_device: ContextVar[str] = ContextVar("device of loaded tensors", default="cpu")
+
+
+@contextmanager
+def headers_only() -> Iterator[None]:
+    """Inside, :func:`safe_load` gives tensors without content (device ``meta``): names, shapes and types are compared
+    in a moment, however large the file is. A file that was cut short is still found out."""
+    token = _device.set("meta")
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
 def safe_load(path: str | Path, trust_pickle: bool = False, *, safe_classes: Iterable[Any] = ()) -> Any:
     """Read a file that ``torch.save`` wrote; tensors arrive on the CPU.
 
@@ -101,7 +117,7 @@ def safe_load(path: str | Path, trust_pickle: bool = False, *, safe_classes: Ite
         raise FileNotFoundError(f"no checkpoint file {path}")
     try:
         with torch.serialization.safe_globals([*_numpy_globals(), *safe_classes]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location=_device.get(), weights_only=True)
     except pickle.UnpicklingError as error:
         if not trust_pickle and (refused := _refused_object(error)):
             raise ValueError(
@@ -112,7 +128,7 @@ def safe_load(path: str | Path, trust_pickle: bool = False, *, safe_classes: Ite
     except _READ_ERRORS as error:
         raise _damaged(path, error) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=False)
+        return torch.load(path, map_location=_device.get(), weights_only=False)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{path} holds an object of a class that is not installed here ({error}); install it, or ask "
                          "the writer of the file for one without") from error

@@ -202,9 +202,9 @@ def _check_shapes(targets: Mapping[str, torch.Tensor], state: Mapping[str, torch
         lines.append(f"{name}: the checkpoint has {list(stored.shape)}, the model {list(target.shape)}")
         flags += _flags_behind(name, stored, target)
     if lines:
-        shown = lines[:20] + ([f"… and {len(lines) - 20} more"] if len(lines) > 20 else [])
-        raise ValueError(f"{where} does not fit the model:\n  " + "\n  ".join(shown)
-                         + f"\nLook at {'; '.join(dict.fromkeys(flags))}")
+        shown = lines[:3] + ([f"and {len(lines) - 3} more"] if len(lines) > 3 else [])
+        raise ValueError(f"{where} does not fit the model: {'; '.join(shown)}. "
+                         f"Look at {'; '.join(dict.fromkeys(flags))}")
 
 
 def _flags_behind(name: str, stored: torch.Tensor, target: torch.Tensor) -> list[str]:

@@ -91,15 +91,16 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """``Y = X A^T + b`` with A cut by columns and X by its last axis: ``Y = sum_i X_i A_i^T + b``.
 
-    The bias is replicated and added once, after the sum. The output is replicated.
+    The bias is replicated and added once, after the sum. The output is replicated. ``spec`` other than plain columns is
+    for a parallel input of several tensors joined, each cut by itself.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, input_is_parallel: bool = True,
-                 init: Init = nn.init.xavier_normal_) -> None:
+                 init: Init = nn.init.xavier_normal_, spec: ShardSpec = COLUMNS) -> None:
         super().__init__()
-        divide(in_features, parallel_state().model_size, "input width")
+        divide(in_features, spec.blocks * parallel_state().model_size, "input width")
         self.input_is_parallel = input_is_parallel
-        self.weight = _cut_parameter((out_features, in_features), COLUMNS, init)
+        self.weight = _cut_parameter((out_features, in_features), spec, init)
         self.bias = _cut_parameter((out_features,), REPLICATED, nn.init.zeros_) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

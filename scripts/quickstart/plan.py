@@ -157,12 +157,12 @@ class _Plan:
             f"distilled-pretrain{at}",
             (
                 "Pretrain the student with the teacher",
-                "GLMD (logitsdistil): the teacher's word distributions are targets beside the text",
+                "GLMD (logitsdistil): same steps and text, but the teacher's word distributions are the targets",
             ),
             distilled,
             _Lesson(
                 "teacher-pretrain",
-                ("--logitsdistil_mask_pad", "--logitsdistil_mask_a", "--distill_pt_hard"),
+                ("--logitsdistil_mask_pad", "--logitsdistil_mask_a"),
                 recipe.pretrain_temperature,
             ),
         )

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from distill.distill_flags import REFUSED, WITHOUT_EFFECT, add_shared_flags
-from distill.multi_teacher.base import COMBINERS
-from distill.student import METHODS
+from distill.distill_model import METHODS  # not from distill.student: this registers all of them
+from distill.multi_teacher_model import COMBINERS
 from tests.helpers.shared import REPOSITORY
 
-#: Sizes and the stage, which every method may read.
-COMMON = {"finetune", "num_layers", "hidden_size", "num_attention_heads", "mt_hidden_size"}
-SHARED_PREFIXES = ("distill_", "teacher_")
+#: Sizes, the stage, the length of schedules and the number of passes, which every method may read.
+COMMON = {"finetune", "num_layers", "hidden_size", "num_attention_heads", "mt_hidden_size", "mt_has_loss",
+          "lr_decay_iters", "forward_repeat_num", "ignore_first_backward_gard"}
+SHARED_PREFIXES = ("distill_", "distil_", "teacher_")
 
 
 def flags_of(add_flags: object) -> set[str]:
@@ -56,7 +57,8 @@ def test_every_flag_acts_or_is_spoken_for(name: str) -> None:
     """Each flag's name (or the end of it, where names are composed) stands in the code beside its registration."""
     owned = flags_of(OWNERS[name].add_flags if name in OWNERS else add_shared_flags)
     files = [file_of(OWNERS[name])] if name in OWNERS else [
-        REPOSITORY / "distill" / file for file in ("student.py", "truncate.py")]
+        REPOSITORY / "distill" / file for file in (
+            "student.py", "truncate.py", "training/forward_step.py", "training/random_data.py")]
     text = "\n".join(path.read_text() for path in files)
     composed = {"distill_ft_soft", "distill_ft_hard", "distill_pt_soft", "distill_pt_hard", "distill_soft_rate",
                 "distill_hard_rate"}

@@ -297,8 +297,7 @@ def test_a_disabled_teacher_cannot_give_soft_labels() -> None:
         step(context)
 
 
-SET = {"distill_random_data": "--distill_random_data=dual", "forward_repeat_num": "--forward_repeat_num=1",
-       "teacher_map_vocab_size": "--teacher_map_vocab_size=0.5", "mt_map_vocab_size": "--mt_map_vocab_size=0:64",
+SET = {"teacher_map_vocab_size": "--teacher_map_vocab_size=0.5", "mt_map_vocab_size": "--mt_map_vocab_size=0:64",
        "teacher_ib_word_emb": "--teacher_ib_word_emb=4", "teacher_compress_word_emb": "--teacher_compress_word_emb=4",
        "mt_ib_word_emb": "--mt_ib_word_emb=0:4", "mt_compress_word_emb": "--mt_compress_word_emb=4",
        "mt_load_from_s": "--mt_load_from_s=folder", "mt_model_load": "--mt_model_load=folder"}

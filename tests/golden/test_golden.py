@@ -19,8 +19,8 @@ VARIANTS = {
     "fp64, 2 ranks, checkpointing": Options("float64", checkpoint_activations=True, model_parallel_size=2),
 }
 #: What a release of this toolkit must replay, by the beginning of the name; the other cases wait for their feature.
-REQUIRED = ("glm_pt_plain", "glm_ft_copa_plain", "glm_ft_cb_plain", "glm_ft_record_plain", "kd_", "logitsdistil_",
-            "tinybert_", "mt_avg_", "mt_tmkd_", "mt_tinybert_", "utility_truncate_")
+REQUIRED = ("kd_", "logitsdistil_", "tinybert_", "mt_", "utility_truncate_", "glm_", "diito_", "lrc_bert_", "sid_",
+            "theseus_", "minilm_", "minilmv2_", "distilbert_", "erdistill_", "pkd_", "alp_kd_", "mixbaseline_")
 NOT_YET = ("map_vocab", "unmap_vocab", "logits_parallel_map", "logits_parallel_unmap", "glmd_al", "teacher_input_map")
 
 
@@ -35,7 +35,8 @@ def case_folders() -> list[Path]:
 
 
 def is_required(name: str) -> bool:
-    return name.startswith(REQUIRED) and not any(part in name for part in NOT_YET)
+    waits = any(part in name for part in NOT_YET) and not name.startswith("glm_")
+    return name.startswith(REQUIRED) and not waits
 
 
 @pytest.mark.distributed
@@ -61,7 +62,7 @@ def test_committed_cases_are_small_and_of_every_kind() -> None:
     names = [path.parent.name for path in COMMITTED.glob("*/case.json")]
     for beginning in ("glm_", "kd_ft_", "kd_pt_", "kd_ftlm_", "logitsdistil_", "tinybert_", "utility_"):
         assert any(name.startswith(beginning) for name in names), beginning
-    assert sum(path.stat().st_size for path in COMMITTED.rglob("*")) < 8e6
+    assert sum(path.stat().st_size for path in COMMITTED.rglob("*")) < 10e6
 
 
 def test_a_deviation_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

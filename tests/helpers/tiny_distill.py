@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from distill.arguments import build_parser
-from distill.multi_teacher_model import attach_combiner
+from distill.multi_teacher_model import attach_combiner, attach_live_teachers
 from distill.student import GLMStudent, build_student
 from distill.teachers import build_teachers, disabled_teachers, teacher_specs
-from distill.training.build import backbone, with_head
+from distill.training.build import backbone, output_shape, with_head
 from distill.training.forward_step import StepContext, StepOutput, forward_step
 from distill.training.run_state import RunState
 from model.config import ModelConfig
@@ -50,7 +50,9 @@ def tiny_context(*flags: str, run: RunState | None = None, dtype: torch.dtype = 
                               build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
                               place=lambda teacher, spec: enlarged(teacher).to(dtype))
     student = build_student(glm, args, teachers=specs, run=run) if args.student_model else None
-    combiner = attach_combiner(student, args) if student is not None else None
+    combiner = attach_combiner(student, args, output_shape(task)) if student is not None else None
+    if student is not None:
+        attach_live_teachers(student, teachers, args)
     model = enlarged(with_head(student if student is not None else glm, config, args, task)).to(dtype)
     mark_replicated_parameters(model)
     return StepContext(model.train(), args, run, student=student, teachers=teachers, combiner=combiner,

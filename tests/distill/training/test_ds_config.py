@@ -108,7 +108,30 @@ def test_unused_blocks_are_told() -> None:
     file = {**FILE, "activation_checkpointing": {"partition_activations": True}, "train_batch_size": 64}
     result = resolve(arguments(), file, on_gpu=True)
     assert not {"activation_checkpointing", "train_batch_size"} & set(result.config)
-    assert sum("activation_checkpointing" in note or "train_batch_size" in note for note in result.notes) == 2
+    assert sum("activation_checkpointing" in note for note in result.notes) == 1
+
+
+@pytest.mark.parametrize(("changes", "data_size", "expected"), [
+    ({"train_batch_size": 64}, 2, 2),
+    ({"train_batch_size": 128, "gradient_accumulation_steps": None}, 2, 4),
+    ({"train_batch_size": 96}, None, 2),
+    ({"train_batch_size": 64}, 3, "contradicts .* 16 x gradient_accumulation_steps 2 x 3"),
+    ({"train_batch_size": 40}, None, "contradicts"),
+    ({"train_batch_size": 100, "gradient_accumulation_steps": None}, 2, "not divisible"),
+    ({"train_micro_batch_size_per_gpu": "auto"}, 1, "whole number above 0, not 'auto'"),
+    ({"optimizer": {"type": "Adam", "params": {"lr": "auto"}}}, 1, "lr in the DeepSpeed file must be a number"),
+    ({"fp16": True}, 1, "must be an object in braces"),
+    ({"bf16": {"enabled": True}}, 1, "both true"),
+])
+def test_a_file_must_not_contradict_itself(changes: dict[str, Any], data_size: int | None, expected: int | str) -> None:
+    file = {key: value for key, value in {**FILE, **changes}.items() if value is not None}
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
+            resolve(arguments(), file, on_gpu=True, data_size=data_size)
+    else:
+        result = resolve(arguments(), file, on_gpu=True, data_size=data_size)
+        assert result.config["gradient_accumulation_steps"] == expected
+        assert result.overrides["gradient_accumulation_steps"] == expected
 
 
 def test_old_folder_names_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

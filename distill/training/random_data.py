@@ -1,0 +1,55 @@
+"""Randomised data (``--distill_random_data``): token ids without meaning, for passes that learn from teachers alone.
+
+Labels, masks and positions stay as they are, so hard labels make no sense on such a pass.
+
+Axes: b samples, c choices, s sequence.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import torch
+
+from distill.distill_flags import pass_numbers
+from distill.student import GLMStudent
+from model.parallel.groups import parallel_state
+
+Batch = Mapping[str, torch.Tensor]
+
+
+def randomised(batch: Batch, student: GLMStudent, num_tokens: int) -> Batch:
+    """The batch of the pass ``student.run.repeat``: the given one, unless this pass gets random data.
+
+    ``replace`` puts random ids in the place of the token ids; ``dual`` makes a batch of twice the rows, the random copy
+    behind. The ids are the same on all ranks of a model-parallel group, and again after a resume.
+
+    Args:
+        batch: with token ids under ``tokens`` [b, s] or ``text`` [b, s] or [b, c, s]; it is not changed.
+        num_tokens: ids are drawn below it (the padding of the vocabulary has none).
+    """
+    args, run = student.args, student.run
+    passes = pass_numbers(args.distill_random_data_n, "distill_random_data_n")
+    if not args.distill_random_data or run.repeat not in passes:
+        return batch
+    name = "tokens" if "tokens" in batch else "text"
+    method = args.distill_random_data_method
+
+    def draw(generator: random.Random) -> torch.Tensor:
+        return random_ids(batch[name], method, num_tokens, generator)
+
+    ids = student.draw("distill_random_data", draw, run.iteration, run.micro_step, run.repeat,
+                       parallel_state().data_rank)
+    if args.distill_random_data == "replace":
+        return {**batch, name: ids}
+    return {key: torch.cat([value, ids if key == name else value]) for key, value in batch.items()}
+
+
+def random_ids(ids: torch.Tensor, method: str, num_tokens: int, generator: random.Random) -> torch.Tensor:
+    """``shuffle`` permutes all ids of the batch, over samples and padding; ``sample`` draws uniformly."""
+    seeded = torch.Generator().manual_seed(generator.getrandbits(63))
+    if method == "shuffle":
+        order = torch.randperm(ids.numel(), generator=seeded).to(ids.device)
+        return ids.flatten()[order].view_as(ids)
+    return torch.randint(num_tokens, ids.shape, generator=seeded, dtype=ids.dtype).to(ids.device)
