@@ -18,10 +18,7 @@ VARIANTS = {
     "fp32, 2 ranks": Options(model_parallel_size=2),
     "fp64, 2 ranks, checkpointing": Options("float64", checkpoint_activations=True, model_parallel_size=2),
 }
-#: What a release of this toolkit must replay, by the beginning of the name; the other cases wait for their feature.
-REQUIRED = ("kd_", "logitsdistil_", "tinybert_", "mt_", "utility_truncate_", "glm_", "diito_", "lrc_bert_", "sid_",
-            "theseus_", "minilm_", "minilmv2_", "distilbert_", "erdistill_", "pkd_", "alp_kd_", "mixbaseline_")
-NOT_YET = ("map_vocab", "unmap_vocab", "logits_parallel_map", "logits_parallel_unmap", "glmd_al", "teacher_input_map")
+
 
 
 def case_folders() -> list[Path]:
@@ -34,11 +31,6 @@ def case_folders() -> list[Path]:
     return list(folders.values())
 
 
-def is_required(name: str) -> bool:
-    waits = any(part in name for part in NOT_YET) and not name.startswith("glm_")
-    return name.startswith(REQUIRED) and not waits
-
-
 @pytest.mark.distributed
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cases(variant: str) -> None:
@@ -47,8 +39,7 @@ def test_cases(variant: str) -> None:
     problems, matched = [], []
     for folder, computed in zip(folders, run_cases(folders, options), strict=True):
         if computed.not_built:
-            if is_required(folder.name):
-                problems.append(f"{folder.name}: not built: {computed.not_built}")
+            problems.append(f"{folder.name}: not built: {computed.not_built}")
             continue
         verdict = compare(computed, folder, options)
         if verdict.failures and not excuse(folder, options):
@@ -62,7 +53,7 @@ def test_committed_cases_are_small_and_of_every_kind() -> None:
     names = [path.parent.name for path in COMMITTED.glob("*/case.json")]
     for beginning in ("glm_", "kd_ft_", "kd_pt_", "kd_ftlm_", "logitsdistil_", "tinybert_", "utility_"):
         assert any(name.startswith(beginning) for name in names), beginning
-    assert sum(path.stat().st_size for path in COMMITTED.rglob("*")) < 10e6
+    assert sum(path.stat().st_size for path in COMMITTED.rglob("*")) < 8e6
 
 
 def test_a_deviation_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,7 +83,7 @@ def test_results_are_written_and_unbuilt_features_named(tmp_path: Path, capsys: 
 
 
 def test_expectations_are_not_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    source, target = COMMITTED / "tinybert_pt_random_layers", tmp_path / "unseen"
+    source, target = COMMITTED / "tinybert_pt_layers_2to5", tmp_path / "unseen"
     target.mkdir()
     for file in source.iterdir():
         if not file.name.startswith("expect"):
