@@ -74,7 +74,9 @@ class BlockLMLoader:
         if self.plan.num_workers == 0:
             yield from map(self.batch, itertools.count(start))
             return
-        loader = DataLoader(_BatchNumbers(self), batch_size=None, sampler=_CountFrom(start),
+        # A generator of its own: otherwise the loader draws a number from the run's, on the ranks that read data and
+        # once more on resuming, and dropout differs.
+        loader = DataLoader(_BatchNumbers(self), batch_size=None, sampler=_CountFrom(start), generator=torch.Generator(),
                             num_workers=self.plan.num_workers, worker_init_fn=start_worker)
         batches = iter(loader)
         try:

@@ -94,8 +94,10 @@ def _check_live_teachers(student: GLMStudent, args: Any) -> None:
     if args.student_use_empty_glm and not args.mt_has_grad:
         raise ValueError("--student_use_empty_glm leaves nothing to train: it is for teachers that learn, add "
                          "--mt_has_grad")
-    if args.student_use_empty_glm and type(student).observe is not GLMStudent.observe:
-        raise ValueError(f"{student.method_name} needs the student's inner tensors, which an empty student does not "
+    parts = [part for part in student.modules() if isinstance(part, GLMStudent)]
+    watching = [part.method_name for part in parts[1:] or parts if type(part).observe is not GLMStudent.observe]
+    if args.student_use_empty_glm and watching:
+        raise ValueError(f"{watching[0]} needs the student's inner tensors, which an empty student does not "
                          "have: remove --student_use_empty_glm")
     if args.student_use_empty_glm and student.config.map_vocab_size:
         raise ValueError("--student_use_empty_glm has no vocabulary of its own: remove --map_vocab_size")

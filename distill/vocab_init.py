@@ -55,6 +55,9 @@ def check_vocab_flags(args: Any) -> None:
         raise ValueError(f"--map_vocab_size={args.map_vocab_size:g} must be 0 (off), a share below 1, or a number")
     if args.student_build_map_vocab and not args.map_vocab_size:
         raise ValueError("--student_build_map_vocab needs --map_vocab_size")
+    for name in ("distill_logit_mask_map", "logitsdistil_teacher_input_ids_map"):
+        if getattr(args, name, False) and not args.map_vocab_size:
+            logger.warning("--%s has no effect without --map_vocab_size", name)
     if args.unmap_vocab_output and not args.map_vocab_size:
         raise ValueError("--unmap_vocab_output needs --map_vocab_size")
 

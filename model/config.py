@@ -32,6 +32,7 @@ class ModelConfig:
         cross_layer_parameter_sharing: one layer that runs num_layers times.
         map_vocab_size: above 0, rows of the compact word table (see :mod:`model.vocab_map`).
         unmap_vocab_output: logits over these rows instead of all token ids.
+        num_prompt_tokens, prompt_func: trained vectors in place of words, and their encoder (:mod:`model.prompt`).
         gelu: ``tanh``, the approximation that GLM was published with, or ``erf``, exact, as in its Hugging Face code.
     """
 
@@ -56,6 +57,8 @@ class ModelConfig:
     map_vocab_size: int = 0
     unmap_vocab_output: bool = False
     gelu: str = "tanh"
+    num_prompt_tokens: int = 0
+    prompt_func: str = "lstm"
 
     @property
     def attention_size(self) -> int:

@@ -28,7 +28,8 @@ class EmptyGLM(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor, *,
                 hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
-                output_positions: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+                output_positions: torch.Tensor | None = None, prompt_pos: torch.Tensor | None = None,
+                ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """(ones in the shape that the GLM's output has, no tensors)."""
         shape = input_ids.shape if output_positions is None else (int(output_positions.sum()),)
         return self.one.expand(*shape, self._width()), ()

@@ -19,6 +19,7 @@ from model.parallel.groups import get_model_parallel_world_size
 from model.parallel.layers import VocabParallelEmbedding, normal_init
 from model.parallel.mappings import copy_to_model_parallel_region, gather_from_model_parallel_region
 from model.parallel.sharding import mark_replicated_parameters
+from model.prompt import PromptEncoder
 from model.taps import Hook, TapRequest
 from model.transformer import Transformer
 from model.vocab_map import VocabMap
@@ -47,6 +48,8 @@ class GLMModel(nn.Module):
         self.vocab_map = VocabMap(config.vocab_size, config.map_vocab_size) if config.map_vocab_size else None
         add_width_maps(self, config)
         self.transformer = Transformer(config)
+        if config.num_prompt_tokens:
+            self.prompt_spell = PromptEncoder(config.num_prompt_tokens, config.hidden_size, config.prompt_func)
         mark_replicated_parameters(self)
 
     @property
@@ -56,7 +59,8 @@ class GLMModel(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor, *,
                 hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
-                output_positions: torch.Tensor | None = None) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+                output_positions: torch.Tensor | None = None, prompt_pos: torch.Tensor | None = None,
+                ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """One pass.
 
         Args:
@@ -68,6 +72,7 @@ class GLMModel(nn.Module):
                 recomputed, so they must be deterministic and free of side effects.
             output_positions: bool [b, s] with m places set: logits are formed there only. A cloze head reads a few
                 rows; the others would cost more than the whole body of a small model.
+            prompt_pos: [b, n] where the n vectors of the continuous prompt take the place of word vectors.
 
         Returns:
             (output, inter_vars): output is logits [b, s, v/p] or [b, s, v] ([m, ...] with ``output_positions``, row by
@@ -80,13 +85,14 @@ class GLMModel(nn.Module):
         operations = hook_op or {}
         if callable(operations.get("input_ids")):
             input_ids = operations["input_ids"](input_ids=input_ids)
-        rows = self.vocab_map.rows_of(input_ids) if self.vocab_map is not None else input_ids
-        words = widen(self, self.config, self.word_embeddings(rows), attention_mask)
+        words = self.word_vectors(input_ids, attention_mask)
         taps: dict[str, torch.Tensor] = {}
         if "words_embeddings" in request:
             taps["words_embeddings"] = words
         if "position_ids" in request:
             taps["position_ids"] = position_ids
+        if prompt_pos is not None:
+            words = self.prompt_spell.put(words, prompt_pos)
         mask = prefix_mask(attention_mask, *input_ids.shape)
         hidden, inner = self.transformer(words, position_ids, mask, request, operations.get("transformer") or {})
         taps.update(inner)
@@ -102,6 +108,11 @@ class GLMModel(nn.Module):
             if not self.parallel_output:
                 output = gather_from_model_parallel_region(output)
         return output, tuple(_raise_dtype(name, taps[name]) for name in request.names)
+
+    def word_vectors(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Token ids [b, s] and ``sep`` [b] -> word vectors [b, s, h], without positions."""
+        rows = self.vocab_map.rows_of(input_ids) if self.vocab_map is not None else input_ids
+        return widen(self, self.config, self.word_embeddings(rows), attention_mask)
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., h] -> [..., v/p], or [..., k/p] over the rows of an unmapped compact vocabulary."""
@@ -125,8 +136,10 @@ class GLMModel(nn.Module):
         return self.vocab_map.rows_of(ids)
 
     def freeze_transformer(self, tune_prefix_layers: int | None = None) -> None:
-        """Train nothing of the backbone, except the first ``tune_prefix_layers`` layers if given."""
+        """Train nothing but a continuous prompt and the first ``tune_prefix_layers`` layers, where there are such."""
         self.requires_grad_(False)
+        if self.config.num_prompt_tokens:
+            self.prompt_spell.requires_grad_(True)
         for layer in list(self.transformer.layers)[:tune_prefix_layers or 0]:
             layer.requires_grad_(True)
 

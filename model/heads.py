@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from model.fast_decode import pack_answers, pack_mask
 from model.taps import Hook
 
 HeadOutput = tuple[torch.Tensor, tuple[torch.Tensor, ...]]
@@ -77,6 +78,12 @@ def _one_position(sep: torch.Tensor, length: int) -> torch.Tensor:
     return torch.arange(length, device=sep.device)[None, :] == sep[:, None]
 
 
+def _options(hook: Hook | None, hook_op: Mapping[str, Any] | None, prompt_pos: torch.Tensor | None) -> dict[str, Any]:
+    """Keyword arguments of the backbone; a place for the prompt only where there is one."""
+    options: dict[str, Any] = {"hook": hook, "hook_op": hook_op}
+    return options if prompt_pos is None else {**options, "prompt_pos": prompt_pos}
+
+
 class _ClozeHead(nn.Module):
     """A head without parameters; its checkpoint names are those of the backbone, without a prefix.
 
@@ -104,17 +111,43 @@ class MultiTokenCloze(_ClozeHead):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
                 target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
-                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
+                prompt_pos: torch.Tensor | None = None) -> HeadOutput:
         """ids [b, c, s] (or [n, s]), sep [b, c], targets and their mask [b, c, s] -> scores [b, c] (or [n])."""
         leading = input_ids.shape[:-1]
         inputs = input_ids.flatten(0, -2), position_ids.flatten(0, len(leading) - 1), attention_mask.flatten()
+        options = _options(hook, hook_op, None if prompt_pos is None else prompt_pos.flatten(0, -2))
         if target_ids is None or logit_mask is None:
-            return self.model(*inputs, hook=hook, hook_op=hook_op)
+            return self.model(*inputs, **options)
         target_ids = self.model.map_input_to_ids(target_ids)
         is_answer = logit_mask.flatten(0, -2).bool()
-        logits, inter_vars = self.model(*inputs, hook=hook, hook_op=hook_op, output_positions=is_answer)
+        logits, inter_vars = self.model(*inputs, **options, output_positions=is_answer)
         scores = answer_scores(logits, target_ids.flatten(0, -2), is_answer, self.length_penalty)
         return scores.view(leading), inter_vars
+
+
+class MultiTokenClozeFast(_ClozeHead):
+    """As :class:`MultiTokenCloze`, with one row a sample: the text is encoded once for all choices. Tapped tensors have
+    b rows, the text before its answers (:mod:`model.fast_decode`)."""
+
+    def __init__(self, model: nn.Module, length_penalty: float = 0.0) -> None:
+        super().__init__(model)
+        self.length_penalty = length_penalty
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
+                target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
+                dec_text: torch.Tensor, dec_position: torch.Tensor, hook: Hook | None = None,
+                hook_op: Mapping[str, Any] | None = None, prompt_pos: torch.Tensor | None = None) -> HeadOutput:
+        """text [b, s], sep [b], answers ``dec_text``, their targets and mask [b, c, d], ``dec_position`` [b, c, 2, d]
+        -> scores [b, c]."""
+        inputs = pack_answers(input_ids, position_ids, attention_mask, dec_text, dec_position)
+        options = _options(hook, hook_op, prompt_pos)
+        if target_ids is None or logit_mask is None:
+            return self.model(*inputs, **options)
+        target_ids, is_answer = self.model.map_input_to_ids(target_ids), logit_mask.bool()
+        logits, inter_vars = self.model(*inputs, **options, output_positions=pack_mask(input_ids, is_answer))
+        scores = answer_scores(logits, target_ids.flatten(0, 1), is_answer.flatten(0, 1), self.length_penalty)
+        return scores.view(dec_text.shape[:2]), inter_vars
 
 
 class SingleTokenCloze(_ClozeHead):
@@ -126,13 +159,14 @@ class SingleTokenCloze(_ClozeHead):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
                 target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
-                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None) -> HeadOutput:
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
+                prompt_pos: torch.Tensor | None = None) -> HeadOutput:
         """ids [b, s], sep [b], verbalizer ids [b, k] -> scores [b, k]. ``logit_mask`` is not used."""
-        inputs = input_ids, position_ids, attention_mask
+        inputs, options = (input_ids, position_ids, attention_mask), _options(hook, hook_op, prompt_pos)
         if target_ids is None:
-            return self.model(*inputs, hook=hook, hook_op=hook_op)
+            return self.model(*inputs, **options)
         position = _one_position(attention_mask, input_ids.shape[1])
-        logits, inter_vars = self.model(*inputs, hook=hook, hook_op=hook_op, output_positions=position)
+        logits, inter_vars = self.model(*inputs, **options, output_positions=position)
         target_ids = self.model.map_input_to_ids(target_ids)
         return label_scores(logits, target_ids, self.take_log_softmax), inter_vars
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,12 @@ def verbalizer_id(tokenizer: Tokenizer, word: str, *, with_blank: bool = True) -
     (``Yes`` 5297), under which some tasks have no ids at all for GPT-2 (CB pattern 4: ``neither``).
     """
     return tokenizer.word_to_id(word if with_blank else word.strip(), keep_blank=with_blank)
+
+
+def label_word_ids(spec: TaskSpec, args: Namespace, tokenizer: Tokenizer) -> list[int]:
+    """The token ids of the task's label words, ascending; none where the choices are the answers."""
+    words = spec.verbalizers.get(TaskOptions.from_args(args).pattern_id, ())
+    return sorted({token for word in words for token in tokenizer.encode(word)})
 
 
 @dataclass(frozen=True)

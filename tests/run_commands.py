@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -96,7 +97,6 @@ def run_here(command: Command) -> Result:
 
 def run_launched(command: Command, launcher: str, processes: int) -> Result:
     """Run a command by a launcher, in an empty working folder and a process group of its own, which is ended."""
-    # The launcher puts its own folder first; the library path of this interpreter is that of its programs.
     environment = {**os.environ, "LOCAL_SIZE": "8", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
                    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     script, port = str(ROOT / "distill" / f"{command['kind']}.py"), free_port()
@@ -133,8 +133,6 @@ def judge(command: Command, code: int | str, output: str, left: Iterable[str]) -
 
 def free_port() -> int:
     """A port that nobody listens to at the moment."""
-    import socket
-
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return server.getsockname()[1]
@@ -167,17 +165,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         commands = chosen(args.ids, args.method)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stderr.write(f"error: {error}\n")
         return 2
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     began = time.monotonic()
     results = run_all(commands, launcher=args.launcher, processes=args.processes, jobs=args.jobs)
     for result in results:
-        print(result.line)
+        sys.stdout.write(f"{result.line}\n")
         if result.problem and args.verbose:
-            print(result.output)
+            sys.stdout.write(f"{result.output}\n")
     failed = sum(bool(result.problem) for result in results)
-    print(f"{len(results)} commands, {failed} failed, {time.monotonic() - began:.0f} s")
+    sys.stdout.write(f"{len(results)} commands, {failed} failed, {time.monotonic() - began:.0f} s\n")
     return int(failed > 0)
 
 

@@ -18,12 +18,13 @@ from tests.helpers.shared import require_shared
 LIST = Path(__file__).with_name("cli_flags.txt")
 #: Methods of the published commands that this version has.
 READY = ("KD", "PD", "TinyBERT", "LogitsDistil (old form)", "LogitsDistil (new form)", "Prefix-pretrain (004)",
-         "Example: TinyBERT 340M-66M")
+         "Example: TinyBERT 340M-66M", "DGKD", "MT-BERT", "RL-KD", "TMKD", "Uncertainty")
 BASE_GROUPS = (
     "Model", "Tokenizer and data", "Pre-training objective", "Optimisation", "Learning-rate schedule", "Precision",
     "Parallelism and DeepSpeed", "Saving and loading", "Evaluation", "Fine-tuning and tasks", "Text generation",
     "Logging and bookkeeping", "Vocabulary compression", "Distillation base", "Single teacher", "Method: TinyBERT",
-    "Method: GLMD (logitsdistil)", "Multi-teacher: model lists", "Analysis", "Randomised data")
+    "Method: GLMD (logitsdistil)", "Multi-teacher: model lists", "Multi-teacher: MT-BERT", "Multi-teacher: Uncertainty",
+    "Multi-teacher: RL-KD", "Multi-teacher: MixMT", "Analysis", "Randomised data")
 
 
 def current_flags() -> list[str]:
@@ -65,7 +66,8 @@ def published_commands() -> list[dict]:
 def test_the_published_commands_parse(form: str) -> None:
     logging.disable(logging.WARNING)
     try:
-        commands = published_commands()
+        # Lists such as l1:l2 stand for the reader's own numbers.
+        commands = [command for command in published_commands() if form != "args" or not command["placeholders"]]
         for command in commands:
             args = parse_args(command[form], command["kind"])
             assert args.deepspeed and args.ds_config["gradient_clipping"] == 1

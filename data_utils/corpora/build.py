@@ -11,6 +11,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -106,8 +107,8 @@ def check_text(file: Path) -> None:
                          "(for example: iconv -f utf-16 -t utf-8), decompressed")
     broken = head.decode("utf-8", errors="replace").count("\ufffd") - head.count("\ufffd".encode())
     if broken > max(_BROKEN_CHARACTERS, _BROKEN_SHARE * len(head)):
-        raise ValueError(f"{file} is not UTF-8: {broken} of its first {len(head)} bytes cannot be read; convert it (for "
-                         "example: iconv -f latin1 -t utf-8)")
+        raise ValueError(f"{file} is not UTF-8: {broken} characters of its first {len(head)} bytes cannot be read; "
+                         "convert it (for example: iconv -f latin1 -t utf-8)")
 
 
 def iter_documents(chunk: Chunk) -> Iterator[tuple[str, str]]:
@@ -185,11 +186,21 @@ def _chunks(source: Source, size: int) -> Iterator[Chunk]:
 
 
 def _encode_all(encoder: ChunkEncoder, chunks: Iterator[Chunk], processes: int) -> Iterator[tuple[Chunk, Encoded]]:
-    """Encoded chunks in order; at most three chunks a process are under way."""
+    """Encoded chunks in order. Raises ChildProcessError if a worker process dies."""
     if processes == 1:
         for chunk in chunks:
             yield chunk, encoder(chunk)
         return
+    try:
+        yield from _encode_in_processes(encoder, chunks, processes)
+    except BrokenProcessPool as error:
+        raise ChildProcessError("a process that tokenized the corpus was ended from outside, as the system does when "
+                                "memory runs out; nothing of the cache is kept, start again") from error
+
+
+def _encode_in_processes(encoder: ChunkEncoder, chunks: Iterator[Chunk],
+                         processes: int) -> Iterator[tuple[Chunk, Encoded]]:
+    """At most three chunks a process are under way."""
     # Forked workers inherit the tokenizer and do not run the entry script again, as spawned ones would.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork"),
                              initializer=_start_worker, initargs=(encoder, os.getpid())) as pool:

@@ -98,7 +98,8 @@ def open_corpus(source: Source, tokenizer: Tokenizer, options: CacheOptions) -> 
     """The tokenized corpus; the first caller builds the cache, concurrent ones wait for it.
 
     The lock is one of the kernel's: it goes with the process, so a killed builder blocks nobody, and what it had
-    written lies under a temporary name that nobody reads and the next builder removes.
+    written lies under a temporary name that nobody reads and the next builder removes. Where the disk is full, the
+    builder removes it itself.
     """
     root = cache_root(source, options.fallback_root)
     root.mkdir(parents=True, exist_ok=True)
@@ -130,6 +131,20 @@ def _build(folder: Path, source: Source, tokenizer: Tokenizer, options: CacheOpt
         shutil.rmtree(leftover)
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir()
+    try:
+        _fill(partial, source, tokenizer, options)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, f"cannot write the token cache: {error.strerror}", str(folder)) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _fill(partial: Path, source: Source, tokenizer: Tokenizer, options: CacheOptions) -> None:
     needs_filter = options.english_only or any(reader.english_only for _, reader in source.files)
     keep = EnglishFilter(options.data_root) if needs_filter else None
     counts = write_tokens(partial, source, tokenizer, pre_tokenize=options.pre_tokenize, keep=keep,
@@ -143,8 +158,7 @@ def _build(folder: Path, source: Source, tokenizer: Tokenizer, options: CacheOpt
     for file in partial.iterdir():
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
-    partial.rename(folder)
-    logger.info("token cache %s: %s documents, %s tokens", folder, counts["documents"], counts["text_items"])
+    logger.info("token cache %s: %s documents, %s tokens", partial.stem, counts["documents"], counts["text_items"])
 
 
 def _cache_key(root: Path, source: Source, tokenizer: Tokenizer, options: CacheOptions) -> str:

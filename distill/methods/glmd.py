@@ -60,8 +60,6 @@ class GLMD(GLMStudent):
     def check_flags(cls, args: Any) -> None:
         if args.logitsdistil_teacher_min and args.logitsdistil_top_n is None:
             raise ValueError("--logitsdistil_teacher_min needs --logitsdistil_top_n: it says how many entries are kept")
-        if args.logitsdistil_teacher_input_ids_map and not args.map_vocab_size:
-            logger.warning("--logitsdistil_teacher_input_ids_map has no effect without --map_vocab_size")
         if args.distill_logits_parallel and not args.logitsdistil_wo_inter:
             logger.warning("--distill_logits_parallel adds the loss on vocabulary logits a second time")
 

@@ -1,9 +1,8 @@
-"""Vanilla distillation (Hinton, Vinyals, Dean 2015, arXiv:1503.02531) and PD (Turc et al. 2019, arXiv:1908.08962).
+"""KD (Hinton, Vinyals, Dean 2015, arXiv:1503.02531): the teacher's softened predictions, and the labels.
 
-Match the teacher's softened predictions and the labels; everything is in :meth:`GLMStudent.pre_loss`. Departure from
-the paper: the cross-entropy form has no factor tau^2, so at tau = 10 its gradient is 100 times smaller (kept, because
-the published commands were tuned with it). PD is pretraining without a teacher, then this method with soft labels
-only.
+Everything is in :meth:`GLMStudent.pre_loss`. Departure from the paper: the cross-entropy form has no factor tau^2, so
+at tau = 10 its gradient is 100 times smaller (kept, because the published commands were tuned with it). PD (Turc et al.
+2019, arXiv:1908.08962) is pretraining without a teacher, then this method with soft labels only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""MGSKD (Liu, Tao, Feng, Zhao, ACL 2022): relations of tokens and spans in lower layers, of samples in upper ones.
+"""MGSKD (Liu, Tao, Feng, Zhao, ACL 2022, aclanthology:2022.acl-long.71): relations of tokens and spans in lower
+layers, of samples in upper ones.
 
     L = sum_{k < m} (w_token T(hid k) + w_span T(spans of hid k)) + sum_{k >= m} w_sample S(hid k),    k = 0..S
 

@@ -1,4 +1,4 @@
-"""Several methods at once, as the combination of baselines in the GKD paper (Tan et al. 2023, arXiv:2306.06629).
+"""Combination (Tan et al. 2023, arXiv:2306.06629): several methods at once, as the baselines of the GKD paper.
 
     L = sum_{c in inter} inter_c  +  sum_{c in list of the phase} pre_c  +  [fine-tuning: the shared prediction terms]
 

@@ -1,9 +1,10 @@
-"""The average over teachers; with sum and survival, DGKD (Son et al. 2021, arXiv:2009.08825); with squared error of the
-logits, TMKD (Yang et al. 2020, arXiv:1910.08381, similar).
+"""Average (TMKD: Yang et al. 2020, arXiv:1910.08381, similar; DGKD: Son et al. 2021, arXiv:2009.08825): the mean over
+teachers, or the sum, of those that survive a draw.
 
     L = mean_i (pre_i + inter_i)   over the teachers that survive, or their sum
 
-Departure from TMKD: no head of the student's for each teacher; its one output regresses on every teacher.
+TMKD is the mean with squared error of the logits, DGKD the sum with survival. Departure from TMKD: no head of the
+student's for each teacher; its one output regresses on every teacher.
 """
 
 from __future__ import annotations

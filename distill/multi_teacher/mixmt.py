@@ -30,7 +30,8 @@ class MixMT(MultiTeacherModel):
         if not names:
             raise ValueError(f"--multi_teacher_model=mixmt needs --mixmt_model, a comma list of {', '.join(known)}")
         if unknown := [name for name in names if name not in known]:
-            raise ValueError(f"--mixmt_model={args.mixmt_model}: {unknown[0]} is no combiner; known: {', '.join(known)}")
+            raise ValueError(f"--mixmt_model={args.mixmt_model}: {unknown[0]} is no combiner; known: "
+                             f"{', '.join(known)}")
         self.names = names
         for name in names:
             self.add_module(name, known[name](args))

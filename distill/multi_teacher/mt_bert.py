@@ -1,5 +1,5 @@
-"""MT-BERT (Wu, Wu, Huang 2021, arXiv:2106.01023, similar): a teacher that knows the answer better counts more, and hidden
-states of unequal widths meet through a projection.
+"""MT-BERT (Wu, Wu, Huang 2021, arXiv:2106.01023, similar): a teacher that knows the answer better counts more, and
+hidden states of unequal widths meet through a projection.
 
     L = sum_i [ mean_b( pre_i[b] / (1 + l_i[b]) ) + inter_i ] + hard
 

@@ -6,10 +6,10 @@
     L_agent = - R sum_{b,i} pi(a_prev | state_prev)                   pi = sigma^a (1 - sigma)^(1 - a)
     total   = alpha (L_stu + L_agent) + (1 - alpha) hard
 
-e_b is the final state of the first token under a further teacher m, which serves for nothing else; losses_b and logits_b
-are those of the n teachers. The action of one step is rewarded by the student's loss in the next, R = - hard (reward 1),
-or also minus the loss of teachers (reward 2). Departures from the paper: agent and student learn in every step, and the
-policy term is pi itself (the published numbers); ``--rl_kd_policy_term=log_pi`` is REINFORCE.
+e_b is the final state of the first token under a further teacher m, which serves for nothing else; losses_b and
+logits_b are those of the n teachers. The action of one step is rewarded by the student's loss in the next, R = - hard
+(reward 1), or also minus the loss of teachers (reward 2). Departures from the paper: agent and student learn in every
+step, and the policy term is pi itself (the published numbers); ``--rl_kd_policy_term=log_pi`` is REINFORCE.
 """
 
 from __future__ import annotations
@@ -232,6 +232,6 @@ class RLKD(MultiTeacherModel):
         if columns is None or x.shape[1] == columns:
             return x
         if not self.outputs.varies:
-            raise ValueError(f"rl_kd: the agent was built for {columns} columns and gets {x.shape[1]}: every sample must "
-                             "have the same number of choices; add --fix_variable_num_choices")
+            raise ValueError(f"rl_kd: the agent was built for {columns} columns and gets {x.shape[1]}: every sample "
+                             "must have the same number of choices; add --fix_variable_num_choices")
         return F.pad(x, (0, columns - x.shape[1]))

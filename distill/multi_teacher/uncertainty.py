@@ -4,8 +4,8 @@
     L = (1/N) sum_i [ mean_b( rate[b, rank of i] pre_i[b] ) + inter_i ] + rate_h hard
 
 Teachers are ranked from small (0) to large (N-1). Hard selection gives the most uncertain 1/N of the samples to the
-smallest teacher and so on; otherwise all teachers count, with N w / sum w, w = u + (1 - 2u) k/(N-1) for rank k. Gradient
-flows through u by default, as in the published numbers, although entropy can then be lowered for its own sake;
+smallest teacher and so on; otherwise all teachers count, with N w / sum w, w = u + (1 - 2u) k/(N-1) for rank k.
+Gradient flows through u by default, as in the published numbers, although entropy can then be lowered for its own sake;
 ``--uncertainty_detach`` stops it.
 """
 

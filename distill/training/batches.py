@@ -20,6 +20,17 @@ from model.parallel.groups import parallel_state
 Batch = dict[str, torch.Tensor]
 
 
+#: What a sample of a language-model task calls what the objective of pretraining calls otherwise.
+_LM_NAMES = {"text": "tokens", "target": "labels", "position_id": "position_ids"}
+
+
+def with_lm_names(batch: Batch) -> Batch:
+    """A batch of a language-model task under the names of pretraining; any other as it is."""
+    if "position_id" not in batch:
+        return batch
+    return {_LM_NAMES.get(name, name): tensor for name, tensor in batch.items()}
+
+
 class Source(Protocol):
     """Training data as one sequence of micro-batches, numbered from 0 over the whole run.
 
@@ -73,7 +84,7 @@ class TaskSource:
     def iterate(self, start: int) -> Generator[Batch]:
         first, skip = divmod(start, self.batches_per_epoch)
         for epoch in range(first, -(-self.total // self.batches_per_epoch)):
-            yield from self.loader.epoch(epoch, skip=skip)
+            yield from map(with_lm_names, self.loader.epoch(epoch, skip=skip))
             skip = 0
 
     def epoch(self, position: int) -> int:

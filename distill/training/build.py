@@ -15,8 +15,10 @@ from distill.multi_teacher_model import OutputShape, attach_combiner, attach_liv
 from distill.teacher_offload import TeacherOffload
 from distill.teachers import TeacherSpec, build_teachers, disabled_teachers, teacher_specs
 from distill.training.batches import Source
+from distill.training.compile import compile_layers
 from distill.training.engine import build_engine, training_dtype
 from distill.training.forward_step import StepContext
+from distill.training.fused_step import use_fused_loss
 from distill.training.lr_schedule import LearningRateSchedule
 from distill.training.metrics import MetricWriter
 from distill.training.run_folder import RunFolder
@@ -29,12 +31,17 @@ from distill.vocab_init import resolve_map_size, set_up_vocab_map
 from model.checkpoint.load import HEAD_PREFIXES, STUDENT_PREFIXES, LoadReport, load_backbone
 from model.config import ModelConfig
 from model.glm import GLMModel
-from model.heads import MultiTokenCloze, SequenceClassification, SingleTokenCloze
+from model.heads import MultiTokenCloze, MultiTokenClozeFast, SequenceClassification, SingleTokenCloze
 from model.parallel.groups import parallel_state
 from model.parallel.sharding import mark_replicated_parameters
+from model.prompt import start_prompt
+from tasks.encoding import label_word_ids
 from tasks.spec import TaskSpec
 
 logger = logging.getLogger(__name__)
+
+#: The vectors of a continuous prompt in a checkpoint.
+PROMPT = "prompt_spell.spell_embeddings.weight"
 
 
 def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: MetricWriter, tokenizer: Tokenizer, *,
@@ -66,24 +73,29 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     student, combiner = None, None
     if args.student_model and specs:
         student = build_student(glm, args, teachers=specs, run=run)
-        combiner = attach_combiner(student, args, output_shape(task))
+        combiner = attach_combiner(student, args, output_shape(task, args))
         attach_live_teachers(student, teachers, args)
     model = with_head(student or glm, config, args, task)
     mark_replicated_parameters(model)
-    if args.load_pretrained:
-        load_weights(model, args.load_pretrained, args)
+    report = load_weights(model, args.load_pretrained, args) if args.load_pretrained else None
     if combiner is not None and args.mt_model_load:
         load_student_part(combiner, args.mt_model_load, COMBINER, flag="--mt_model_load", args=args)
     set_up_vocab_map(glm, teachers, args, tokenizer)
     if student is not None:
         truncate_teacher(student, teachers, args)
+    if args.prompt_init and (report is None or PROMPT in report.missing):  # a trained prompt is not thrown away
+        start_prompt(glm, label_word_ids(task, args, tokenizer), tokenizer.num_tokens, args.seed)
     model.to(runtime.device, training_dtype(args))
     context = StepContext(
         model, args, run, student=student, teachers=teachers, combiner=combiner,
-        disabled=disabled_teachers(args, len(specs)) if specs else (), stage="choice" if task else "lm",
+        disabled=disabled_teachers(args, len(specs)) if specs else (), stage=stage_of(task),
         loss_kind="adapet" if args.adapet else args.loss_func, num_tokens=tokenizer.num_tokens)
     if args.teacher_offload:
         context.visit = TeacherOffload(teachers, runtime.device)
+    if args.fused_lm_loss:
+        use_fused_loss(context)
+    if args.compile:
+        compile_layers(context, runtime.device)
     session = Session(args, runtime, folder, writer, model, context, run, source)
     if source is not None and source.total > 0:
         _warn_about_coupling(context)
@@ -97,9 +109,16 @@ def student_config(args: Any, tokenizer: Tokenizer) -> ModelConfig:
     vocab_size = padded_vocab_size(tokenizer.num_tokens, args.make_vocab_size_divisible_by)
     rows = _map_rows(args.map_vocab_size, args, tokenizer)
     config = ModelConfig.from_args(args, vocab_size=vocab_size, map_vocab_size=rows,
-                                   unmap_vocab_output=bool(rows) and args.unmap_vocab_output)
+                                   unmap_vocab_output=bool(rows) and args.unmap_vocab_output, **prompt_sizes(args))
     config.check(args.model_parallel_size)
     return config
+
+
+def prompt_sizes(args: Any) -> dict[str, Any]:
+    """The continuous prompt of a fine-tuning run; a teacher reads one of the same length, with its own vectors."""
+    if not args.finetune:
+        return {}
+    return {"num_prompt_tokens": args.num_prompt_tokens + args.prefix_prompt, "prompt_func": args.prompt_func}
 
 
 def _map_rows(size: float, args: Any, tokenizer: Tokenizer) -> int:
@@ -108,16 +127,22 @@ def _map_rows(size: float, args: Any, tokenizer: Tokenizer) -> int:
 
 
 def backbone(config: ModelConfig, task: TaskSpec | None) -> GLMModel:
-    """The GLM: logits cut over the vocabulary in pretraining, whole for cloze, hidden states for classification."""
-    if task is None:
+    """The GLM: logits cut over the vocabulary for token losses, whole for cloze, hidden states for classification."""
+    if stage_of(task) == "lm":
         return GLMModel(config, parallel_output=True)
     return GLMModel(config, parallel_output=False, output_predict=task.head != "classification")
 
 
 def with_head(model: nn.Module, config: ModelConfig, args: Any, task: TaskSpec | None) -> nn.Module:
-    """The task's head around a GLM or a student; nothing in pretraining."""
-    if task is None:
+    """The task's head around a GLM or a student; nothing for token losses."""
+    if stage_of(task) == "lm":
         return model
+    if task.head == "multi_token" and args.fast_decode:
+        if config.ib_word_emb:
+            raise ValueError("--fast-decode puts the answers of an example behind each other, where --ib_word_emb would "
+                             "join the vectors of different answers; leave one of both out (a teacher's form has "
+                             "--teacher_ or --mt_ before it)")
+        return MultiTokenClozeFast(model, args.length_penalty)
     if task.head == "multi_token":
         return MultiTokenCloze(model, args.length_penalty)
     if task.head == "single_token":
@@ -192,12 +217,18 @@ def _teacher_loader(args: Any) -> Callable[[nn.Module, int], LoadReport] | None:
     return lambda model, t_no: load_student_part(model, path, teacher_prefix(t_no), flag="--mt_load_from_s", args=args)
 
 
-def output_shape(task: TaskSpec | None) -> OutputShape:
+def stage_of(task: TaskSpec | None) -> str:
+    """``"lm"`` for token losses (pretraining, language-model tasks), ``"choice"`` for scores of choices."""
+    return "lm" if task is None or task.head == "language_model" else "choice"
+
+
+def output_shape(task: TaskSpec | None, args: Any) -> OutputShape:
     """What the models put out for a sample of the task."""
-    if task is None or task.head == "language_model":
+    if stage_of(task) == "lm":
         return OutputShape()
     choices = (task.max_num_choices or len(task.labels)) if task.choices_are_answers else len(task.labels)
-    return OutputShape(choices, choices if task.is_multi_choice else 1, task.variable_num_choices)
+    is_one_row = args.fast_decode or not task.is_multi_choice
+    return OutputShape(choices, 1 if is_one_row else choices, task.variable_num_choices or args.segment_length > 0)
 
 
 def _warn_about_coupling(context: StepContext) -> None:

@@ -16,10 +16,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from distill.training.run_folder import checkpoint_to_resume
 from distill.training.session import Best, Session
-from model.checkpoint.files import atomic_save, safe_load
+from model.checkpoint.files import safe_load
 from model.checkpoint.load import load_into, read_module_state
-from model.checkpoint.naming import CheckpointLocation, canonical_name, resolve_checkpoint, shard_files
+from model.checkpoint.naming import (
+    BEST_TAG,
+    CheckpointLocation,
+    canonical_name,
+    shard_files,
+    stored_folder,
+)
 from model.checkpoint.nonparameters import restore_nonparameters
 from model.checkpoint.rng import capture_rng_states, restore_rng_states
 from model.checkpoint.save import module_payload, save_checkpoint
@@ -29,7 +36,6 @@ from model.parallel.random import get_tracker_state, set_tracker_state
 logger = logging.getLogger(__name__)
 
 TRACKER_NAME = "model-parallel-rng"
-BEST_TAG = "best"
 
 
 def save_training_state(session: Session, *, tracker: bool = True) -> None:
@@ -55,11 +61,12 @@ def save_training_state(session: Session, *, tracker: bool = True) -> None:
         if has_optimizer:
             payload["client_lr_scheduler" if args.deepspeed else "lr_scheduler"] = session.schedule.state_dict()
             payload["optimizer"] = None if session.engine.is_sharded else session.engine.state_dict()
+    more = {}
     if has_optimizer and session.engine.is_sharded:
-        atomic_save({"optimizer_state_dict": session.engine.state_dict()}, _optimizer_path(directory / tag, args.bf16))
+        more[_optimizer_file(args.bf16)] = {"optimizer_state_dict": session.engine.state_dict()}
     save_checkpoint(
-        directory, tag, payload, mp_rank=state.model_rank, mp_size=state.model_size,
-        is_first_rank=session.runtime.is_main, barrier=_barrier, tracker=tracker, training_state=True)
+        directory, tag, payload, mp_rank=state.model_rank, mp_size=state.model_size, more=more,
+        is_first_rank=session.runtime.is_main, agree=_first_problem, tracker=tracker, training_state=True)
     logger.info("saved iteration %s to %s", tag, directory / tag)
 
 
@@ -74,13 +81,16 @@ def save_best(session: Session) -> None:
         payload = {**module_payload(session.model, only_trainable=True), **_progress(session)}
     save_checkpoint(
         directory, BEST_TAG, payload, mp_rank=state.model_rank, mp_size=state.model_size,
-        is_first_rank=session.runtime.is_main, barrier=_barrier, replace=True, best_iteration=session.iteration)
+        is_first_rank=session.runtime.is_main, agree=_first_problem, best_iteration=session.iteration)
 
 
 def load_best(session: Session) -> bool:
     """Put the weights of ``best`` into the model, for the last evaluation; False if there is none."""
     directory = session.folder.checkpoints
-    if directory is None or not (directory / BEST_TAG).is_dir():
+    if directory is None or stored_folder(directory, BEST_TAG) is None:
+        # A run that goes on in another folder may have had its best before.
+        directory = session.resumed_from
+    if directory is None or stored_folder(directory, BEST_TAG) is None:
         return False
     state, extras = _read(CheckpointLocation(directory, BEST_TAG), session)
     restore_nonparameters(session.model, extras, state, where=str(directory / BEST_TAG))
@@ -100,10 +110,11 @@ def resume(session: Session) -> bool:
     args = session.args
     if args.load is None:
         return False
-    if not Path(args.load).exists():
-        logger.warning("--load=%s does not exist: starting from scratch", args.load)
+    location = checkpoint_to_resume(args.load, session.folder.checkpoints)
+    if location is None:
+        logger.warning("--load=%s %s: starting from scratch", args.load,
+                       "holds no checkpoint to go on from yet" if Path(args.load).exists() else "does not exist")
         return False
-    location = resolve_checkpoint(args.load, training_state=True)
     size = parallel_state().model_size
     if (count := len(shard_files(location.folder))) != size:
         raise ValueError(
@@ -118,6 +129,7 @@ def resume(session: Session) -> bool:
     if location.release:
         _refresh_masters(session)
         return True
+    session.resumed_from = location.directory
     _restore_progress(session, extras)
     _restore_combiner(session, extras)
     _restore_optimizer(session, location, extras)
@@ -197,7 +209,7 @@ def _restore_optimizer(session: Session, location: CheckpointLocation, extras: d
         _refresh_masters(session)
         return
     if engine.is_sharded:
-        path = _optimizer_path(location.folder, args.bf16)
+        path = location.folder / _optimizer_file(args.bf16)
         if not path.is_file():
             raise ValueError(f"{path} is missing: the run was saved by another number of ranks, or without ZeRO; add "
                              f"--no-load-optim to go on with a fresh optimizer")
@@ -215,10 +227,10 @@ def _refresh_masters(session: Session) -> None:
         session.engine.refresh_master_weights()
 
 
-def _optimizer_path(folder: Path, bf16: bool) -> Path:
+def _optimizer_file(bf16: bool) -> str:
     state = parallel_state()
     prefix = "bf16_" if bf16 else ""
-    return folder / f"{prefix}zero_pp_rank_{state.data_rank}_mp_rank_{state.model_rank:02d}_optim_states.pt"
+    return f"{prefix}zero_pp_rank_{state.data_rank}_mp_rank_{state.model_rank:02d}_optim_states.pt"
 
 
 def _capture_rng() -> dict[str, Any]:
@@ -249,6 +261,10 @@ def _gather_over_data_parallel(value: Any) -> list[Any]:
     return gathered
 
 
-def _barrier() -> None:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+def _first_problem(problem: str) -> str:
+    """Wait for all ranks; the first problem that one of them has, "" if none has any."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return problem
+    problems: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    return next((text for text in problems if text), "")

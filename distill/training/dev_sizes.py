@@ -23,7 +23,7 @@ from distill.distill_model import build_student
 from distill.flag_types import width
 from distill.multi_teacher_model import attach_combiner
 from distill.teachers import build_teachers, teacher_specs
-from distill.training.build import backbone, student_config, with_head
+from distill.training.build import backbone, output_shape, student_config, with_head
 from distill.training.run_state import RunState
 from model.checkpoint.files import headers_only
 from model.checkpoint.load import HEAD_PREFIXES, STUDENT_PREFIXES, load_into, read_module_state
@@ -77,7 +77,7 @@ def outline(args: Any, num_tokens: int, task: TaskSpec | None) -> Outline:
         if args.student_model and specs:
             # The layers of a method are few, and it may look at numbers.
             student = build_student(glm, args, teachers=specs, run=RunState(seed=args.seed))
-            attach_combiner(student, args)
+            attach_combiner(student, args, output_shape(task, args))
     with _silence(), meta:
         model = with_head(student or glm, config, args, task)
         teachers = build_teachers(

@@ -93,8 +93,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size"):
         value = config.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{key} in the DeepSpeed file must be a whole number above 0, not {value!r}; write one, or "
-                             "leave the entry out")
+            raise ValueError(f"{key} in the DeepSpeed file must be a whole number above 0, not {value!r}; write one, "
+                             "or leave the entry out")
     for key in ("optimizer", "fp16", "bf16", "zero_optimization", "activation_checkpointing"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"{key} in the DeepSpeed file must be an object in braces, not {config[key]!r}")

@@ -11,12 +11,14 @@ import torch
 import torch.distributed as dist
 
 from data_utils.loaders import broadcast_batch
-from distill.training.batches import Batch, to_device
-from distill.training.forward_step import forward_step
+from distill.training.batches import Batch, to_device, with_lm_names
+from distill.training.forward_step import forward_step, run_model
 from distill.training.session import Session
+from model.checkpoint.nonparameters import backbone_of
+from model.parallel.cross_entropy import vocab_parallel_argmax
 from model.parallel.groups import parallel_state
 from tasks.data import EvalSet, TrainLoader
-from tasks.evaluation import average_scores, compute_metrics, merge_predictions, predict, score_batch
+from tasks.evaluation import average_scores, compute_metrics, merge_predictions, predict, predict_spans, score_batch
 from tasks.spec import TaskSpec
 
 
@@ -45,16 +47,18 @@ def text_loss(session: Session, loader: Any, start: int, num_batches: int) -> fl
     return total / max(1.0, tokens)
 
 
-def choice_loss(session: Session, loader: TrainLoader, num_batches: int) -> float:
-    """Mean loss per sample over the first ``num_batches`` batches of a labelled set in training form."""
-    total, samples = 0.0, 0
+def task_loss(session: Session, loader: TrainLoader, num_batches: int) -> float:
+    """Mean loss per sample over the first ``num_batches`` batches of a labelled set in training form (in a
+    language-model task: per token of an answer)."""
+    total, count, is_text = 0.0, 0, session.context.stage == "lm"
     with evaluating(session):
         for batch in itertools.islice(loader.epoch(0), num_batches):
-            losses = forward_step(session.context, to_device(batch, session.runtime.device)).hard_loss_per_sample
-            total += float(losses.sum())
-            samples += len(losses)
-    total, samples = _sum_over_data_parallel(session, total, samples)
-    return total / max(1.0, samples)
+            batch = to_device(with_lm_names(batch), session.runtime.device)
+            output = forward_step(session.context, batch, token_denominator=1.0)
+            total += float(output.hard_loss if is_text else output.hard_loss_per_sample.sum())
+            count += int(batch["loss_mask"].sum()) if is_text else len(batch["label"])
+    total, count = _sum_over_data_parallel(session, total, count)
+    return total / max(1.0, count)
 
 
 def predictions(session: Session, spec: TaskSpec, eval_set: EvalSet) -> list[int]:
@@ -62,9 +66,7 @@ def predictions(session: Session, spec: TaskSpec, eval_set: EvalSet) -> list[int
     mine: dict[str, int] = {}
     with evaluating(session):
         for tensors, uids in eval_set:
-            batch = to_device(tensors, session.runtime.device)
-            scores = score_batch(lambda part: _scores(session, part), batch, spec)
-            best = predict(scores, batch.get("loss_mask"), spec)
+            best = _predicted(session, spec, to_device(with_lm_names(tensors), session.runtime.device))
             mine.update(zip(uids, best.tolist(), strict=True))
     state = parallel_state()
     parts: list[Any] = [mine]
@@ -83,9 +85,18 @@ def task_scores(session: Session, spec: TaskSpec,
     return (average_scores(scores) if scores else {}), found
 
 
-def _scores(session: Session, batch: Batch) -> torch.Tensor:
-    return session.context.model(
-        batch["text"], batch["position"], batch["mask"], batch.get("target"), batch.get("logit_mask"))[0]
+def _predicted(session: Session, spec: TaskSpec, batch: Batch) -> torch.Tensor:
+    """The predicted choice, class, or (language-model form) whether the answer is what the model would write, [b]."""
+    context, segment_id = session.context, batch.get("segment_id")
+    if context.stage == "lm":
+        best = vocab_parallel_argmax(run_model(context, context.model, batch)[0])
+        backbone = backbone_of(context.model)
+        target = batch["labels"] if backbone is None else backbone.map_input_to_ids(batch["labels"])
+        return predict_spans(best, target, batch["loss_mask"])
+    # Pieces of answers are scored one by one: a part of the batch may hold a part of an answer.
+    rows = {name: tensor for name, tensor in batch.items() if name != "segment_id"}
+    scores = score_batch(lambda part: run_model(context, context.model, part)[0], rows, spec)
+    return predict(scores, batch.get("loss_mask"), spec, segment_id)
 
 
 def _on_first_rank(batches: Iterable[Batch]) -> Iterator[Batch]:

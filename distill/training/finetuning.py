@@ -13,7 +13,7 @@ from data_utils.tokenizers import tokenizer_from_args
 from distill.training.batches import TaskSource
 from distill.training.build import build_session, describe
 from distill.training.checkpointing import load_best, resume, save_best, save_training_state
-from distill.training.evaluate import choice_loss, task_scores
+from distill.training.evaluate import task_loss, task_scores
 from distill.training.loop import crossed, train
 from distill.training.metrics import MetricWriter
 from distill.training.pretraining import report_validation_loss
@@ -43,7 +43,7 @@ class FinetuneEvents:
     def after_step(self, before: int, after: int) -> None:
         session, args = self.session, self.session.args
         if crossed(args.eval_interval, before, after) and self.data.valid is not None and self.data.valid.has_labels:
-            report_validation_loss(session, choice_loss(session, self.data.valid, args.eval_iters))
+            report_validation_loss(session, task_loss(session, self.data.valid, args.eval_iters))
         for epoch in range(session.epochs_done, after // session.source.batches_per_epoch):
             session.epochs_done = epoch + 1
             if crossed(args.eval_epoch, epoch, epoch + 1):

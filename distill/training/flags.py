@@ -12,6 +12,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     _add_optimisation(parser.add_argument_group("optimisation"))
     _add_schedule(parser.add_argument_group("learning-rate schedule"))
     _add_precision(parser.add_argument_group("precision"))
+    _add_speed(parser.add_argument_group("speed and memory"))
     _add_parallelism(parser.add_argument_group("parallelism and DeepSpeed"))
     _add_saving(parser.add_argument_group("saving and loading"))
     _add_evaluation(parser.add_argument_group("evaluation"))
@@ -60,6 +61,15 @@ def _add_precision(group: argparse._ArgumentGroup) -> None:
                        help="steps without overflow after which the dynamic scale doubles")
     group.add_argument("--min-scale", type=float, default=1, help="smallest dynamic loss scale")
     group.add_argument("--hysteresis", type=int, default=2, help="overflows before the dynamic scale is halved")
+
+
+def _add_speed(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--fused-lm-loss", action="store_true",
+                       help="output layer and loss in one operation that never holds the logits: plain pretraining, kd "
+                            "and logitsdistil with one teacher; refused where something else reads the logits")
+    group.add_argument("--compile", action="store_true",
+                       help="compile the transformer layers that no method taps (torch.compile; on a CPU it needs a "
+                            "C++ compiler); the first steps take minutes")
 
 
 def _add_parallelism(group: argparse._ArgumentGroup) -> None:

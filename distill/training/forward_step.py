@@ -22,9 +22,10 @@ from distill.student import GLMStudent
 from distill.training.random_data import randomised
 from distill.training.run_state import RunState
 from model.checkpoint.nonparameters import backbone_of
+from model.fast_decode import pack_mask
 from model.parallel.cross_entropy import vocab_parallel_cross_entropy
 from model.taps import Hook, TapRequest
-from tasks.losses import choice_loss
+from tasks.losses import choice_loss, mask_choices, sum_segments
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -45,6 +46,7 @@ class StepContext:
         stage: ``"lm"`` for token losses (pretraining, language-model tasks), ``"choice"`` for scores of choices.
         loss_kind: of the choice loss.
         num_tokens: of the tokenizer; None: the size of the vocabulary, padding included.
+        fused: does the whole step instead (``--fused-lm-loss``); the models then return hidden states.
     """
 
     model: Any
@@ -58,6 +60,7 @@ class StepContext:
     stage: str = "lm"
     loss_kind: str = "cross_entropy"
     num_tokens: int | None = None
+    fused: Callable[[StepContext, Batch, torch.Tensor | float | None], StepOutput] | None = None
 
     @property
     def is_distilling(self) -> bool:
@@ -71,7 +74,8 @@ class StepOutput:
     Attributes:
         loss: scalar to back-propagate, over all passes that count.
         hard_loss: the label loss, whatever the switches say (scalar).
-        logits: [b, s, v/p] in the stage "lm", scores [b, c] in the stage "choice".
+        logits: [b, s, v/p] in the stage "lm" (None where the fused loss never formed them), scores [b, c] in the stage
+            "choice".
         hard_loss_per_sample: [b].
         parts: named terms of the step, as recorded by the student (detached scalars); a tag that was recorded
             twice has its last value here, one that several passes recorded that of the first.
@@ -82,7 +86,7 @@ class StepOutput:
 
     loss: torch.Tensor
     hard_loss: torch.Tensor
-    logits: torch.Tensor
+    logits: torch.Tensor | None
     hard_loss_per_sample: torch.Tensor
     parts: dict[str, torch.Tensor] = field(default_factory=dict)
     teacher_outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -96,7 +100,8 @@ def forward_step(context: StepContext, batch: Batch, *, token_denominator: torch
 
     Args:
         batch: ``tokens, labels, loss_mask, position_ids, attention_mask`` (stage "lm"), or
-            ``text, position, mask, target, logit_mask, label`` and sometimes ``loss_mask`` (stage "choice").
+            ``text, position, mask, target, logit_mask, label`` and sometimes ``loss_mask`` (stage "choice"); the
+            options of tasks add ``prompt_pos``, ``segment_id`` or ``dec_*`` (:class:`tasks.encoding.TaskEncoder`).
         token_denominator: what the sum of the masked token losses is divided by, instead of this micro-batch's own
             number of loss tokens.
 
@@ -106,8 +111,10 @@ def forward_step(context: StepContext, batch: Batch, *, token_denominator: torch
     student = context.student
     if student is not None:
         student.recorded = []
+    if context.fused is not None:
+        return context.fused(context, batch, token_denominator)
     if not context.is_distilling:
-        logits, _ = _run(context, context.model, batch, {}, {})
+        logits, _ = run_model(context, context.model, batch)
         hard, per_sample = hard_loss(context, logits, batch, token_denominator)
         return StepOutput(hard, hard, logits, per_sample)
     passes = []
@@ -137,7 +144,7 @@ def _pass(context: StepContext, batch: Batch, token_denominator: torch.Tensor | 
     s_hook = student.student_taps()
     t_hooks = context.combiner.hooks_process([student.teacher_taps(i) for i in range(len(context.teachers))])
     s_op = student.get_student_hook_op(teacher_models=context.teachers)
-    logits, s_vars = _run(context, context.model, batch, s_hook, s_op)
+    logits, s_vars = run_model(context, context.model, batch, s_hook, s_op)
     TapRequest.from_hook(s_hook, student.config.num_layers).fill(s_hook)
     hard, per_sample = hard_loss(context, logits, batch, token_denominator)
     student.add_summary("Train/hard_loss", hard)
@@ -164,7 +171,7 @@ def hard_loss(context: StepContext, logits: torch.Tensor, batch: Batch,
         model: whose logits they are, if not the student's: a compact vocabulary has columns of its own for the labels.
     """
     if context.stage == "choice":
-        mask = batch.get("loss_mask")
+        mask = None if "segment_id" in batch else batch.get("loss_mask")
         per_sample = choice_loss(logits, batch["label"], kind=context.loss_kind, choice_mask=mask, per_sample=True)
         return per_sample.mean(), per_sample
     backbone = backbone_of(context.model if model is None else model)
@@ -176,12 +183,18 @@ def hard_loss(context: StepContext, logits: torch.Tensor, batch: Batch,
     return sums.sum() / denominator, sums / counts.clamp(min=1.0)
 
 
-def _run(context: StepContext, model: Any, batch: Batch, hook: Hook,
-         hook_op: dict[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    taps: dict[str, Any] = {"hook": hook or None, "hook_op": hook_op or None}
+def run_model(context: StepContext, model: Any, batch: Batch, hook: Hook | None = None,
+              hook_op: dict[str, Any] | None = None) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """Logits or scores of the batch by one model, and its tapped tensors."""
+    options: dict[str, Any] = {"hook": hook or None, "hook_op": hook_op or None}
+    options.update({name: batch[name] for name in ("prompt_pos", "dec_text", "dec_position") if name in batch})
     if context.stage == "lm":
-        return model(batch["tokens"], batch["position_ids"], batch["attention_mask"], **taps)
-    return model(batch["text"], batch["position"], batch["mask"], batch.get("target"), batch.get("logit_mask"), **taps)
+        return model(batch["tokens"], batch["position_ids"], batch["attention_mask"], **options)
+    answers = [batch.get(f"dec_{name}" if "dec_text" in batch else name) for name in ("target", "logit_mask")]
+    scores, inter_vars = model(batch["text"], batch["position"], batch["mask"], *answers, **options)
+    if "segment_id" in batch:  # of pieces of answers: here they become those of choices, for whatever follows
+        scores = mask_choices(*sum_segments(scores, batch["segment_id"], batch.get("loss_mask")))
+    return scores, inter_vars
 
 
 def _run_teachers(context: StepContext, batch: Batch, hooks: Sequence[Hook],
@@ -198,7 +211,7 @@ def _run_teachers(context: StepContext, batch: Batch, hooks: Sequence[Hook],
             operations = student.get_teacher_hook_op(t_no=t_no)
         is_live = any(parameter.requires_grad for parameter in teacher.parameters())
         with context.visit(t_no), nullcontext() if is_live else torch.no_grad():
-            logits, inter_vars = _run(context, teacher, batch, hooks[t_no], operations)
+            logits, inter_vars = run_model(context, teacher, batch, hooks[t_no], operations)
             output = {"logits": logits}
             if context.args.mt_has_loss:
                 output["loss"], output["loss_batch"] = hard_loss(
@@ -213,4 +226,5 @@ def _labels(context: StepContext, batch: Batch) -> dict[str, torch.Tensor | None
     """What the method's losses get: a loss mask in language-model tasks only (that of padding choices is another)."""
     if context.stage == "lm":
         return {"loss_mask": batch["loss_mask"], "labels": batch["labels"], "logit_mask": None}
-    return {"loss_mask": None, "labels": batch["label"], "logit_mask": batch.get("logit_mask")}
+    logit_mask = pack_mask(batch["text"], batch["dec_logit_mask"]) if "dec_text" in batch else batch.get("logit_mask")
+    return {"loss_mask": None, "labels": batch["label"], "logit_mask": logit_mask}

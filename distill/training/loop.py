@@ -86,7 +86,8 @@ def train(session: Session, events: Events) -> bool:
                 report = train_step(session, window, lr)
                 session.position += len(window.batches)
                 log.add(before, window, report, lr)
-                progress.update(session.iteration - before, loss=report.loss, tokens_per_second=log.tokens_per_second)
+                progress.update(session.iteration - before, loss=report.loss, tokens_per_second=log.tokens_per_second,
+                                memory=backend.peak_memory(session.runtime.device))
                 trained_until = time.monotonic()
                 events.after_step(before, session.iteration)
                 if _time_to_save(session, last_save):
@@ -96,6 +97,7 @@ def train(session: Session, events: Events) -> bool:
     finally:
         progress.close()
     run.iteration = session.iteration
+    log.summarise()
     return True
 
 
@@ -209,6 +211,7 @@ class _Log:
     def __init__(self, session: Session, total: int) -> None:
         self.session, self.total = session, total
         self.tokens_per_second = 0.0
+        self._all_tokens, self._began, self._excluded = 0, time.monotonic(), 0.0
         self._reset()
 
     def _reset(self) -> None:
@@ -220,10 +223,19 @@ class _Log:
     def exclude(self, seconds: float) -> None:
         """Evaluation and saving are no training time."""
         self._started += seconds
+        self._excluded += seconds
+
+    def summarise(self) -> None:
+        """The line at the end of training."""
+        seconds = max(1e-9, time.monotonic() - self._began - self._excluded)
+        logger.info("trained on %s tokens in %.0f s (%s tokens/s; evaluation and saving took %.0f s more); peak memory "
+                    "%.1f GiB on rank 0", f"{self._all_tokens:,}", seconds, f"{self._all_tokens / seconds:,.0f}",
+                    self._excluded, backend.peak_memory(self.session.runtime.device) / 1024)
 
     def add(self, before: int, window: Window, report: StepReport, lr: float) -> None:
         session, after = self.session, self.session.iteration
         self._tokens += window.num_tokens
+        self._all_tokens += window.num_tokens
         self._iterations += after - before
         if report.result is not None:
             self._losses.append(report.loss)
@@ -247,7 +259,8 @@ class _Log:
         values = {
             "iteration": iteration, "epoch": session.run.epoch, "loss": report.loss, "mean_loss": mean_loss,
             "hard_loss": report.hard_loss, **parts, "lr": lr, "grad_norm": result.grad_norm,
-            "tokens_per_second": self.tokens_per_second, "ms_per_iteration": seconds * 1000 / max(1, self._iterations)}
+            "tokens_per_second": self.tokens_per_second, "ms_per_iteration": seconds * 1000 / max(1, self._iterations),
+            "peak_memory_mb": round(backend.peak_memory(session.runtime.device), 1)}
         if result.loss_scale is not None:
             values["loss_scale"] = result.loss_scale
         if report.skipped:

@@ -1,7 +1,8 @@
 """Where the numbers of a run go: console, ``metrics.jsonl``, TensorBoard, progress bar. Nothing else logs numbers.
 
 ``metrics.jsonl`` has one JSON object a line. ``kind`` is ``train`` (one a logged step: ``iteration``, ``loss``,
-``hard_loss``, every loss part by its tag, ``lr``, ``grad_norm``, ``tokens_per_second``, ``ms_per_iteration``),
+``hard_loss``, every loss part by its tag, ``lr``, ``grad_norm``, ``tokens_per_second``, ``ms_per_iteration``,
+``peak_memory_mb`` of rank 0),
 ``validation`` (``loss``, ``perplexity``), ``metrics`` (scores of a task), ``start`` or ``end``.
 """
 
@@ -10,7 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +45,10 @@ class MetricWriter:
     def _open(self) -> None:
         if self.folder is not None and self._lines is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lines = open(self.folder / "metrics.jsonl", self._mode, encoding="utf-8", buffering=1)
+            path = self.folder / "metrics.jsonl"
+            if self._mode == "a" and path.is_file():
+                _drop_half_line(path)
+            self._lines = open(path, self._mode, encoding="utf-8", buffering=1)
             self._board = _open_tensorboard(self.folder)
 
     def record(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -52,7 +58,10 @@ class MetricWriter:
         self._open()
         if self._lines is not None:
             clean = {name: _finite_or_none(value) for name, value in values.items()}
-            self._lines.write(json.dumps({"kind": kind, **clean}, ensure_ascii=False) + "\n")
+            try:
+                self._lines.write(json.dumps({"kind": kind, **clean}, ensure_ascii=False) + "\n")
+            except OSError as error:
+                raise OSError(error.errno, f"cannot write: {error.strerror}", self._lines.name) from error
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """Write TensorBoard scalars under their tags."""
@@ -79,7 +88,16 @@ class MetricWriter:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.close()
+        # On a full disk closing fails like the write before it, whose error says more.
+        with suppress(OSError) if error[0] is not None else nullcontext():
+            self.close()
+
+
+def _drop_half_line(path: Path) -> None:
+    """Remove what a full disk has left of a record at the end of the file."""
+    content = path.read_bytes()
+    if not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _open_tensorboard(folder: Path) -> Any:
@@ -98,13 +116,14 @@ def _finite_or_none(value: Any) -> Any:
 
 
 class Progress:
-    """The bar on rank 0: iterations, loss, tokens per second, time to go. Silent without a terminal."""
+    """The bar on rank 0: iterations, time to go, loss, tokens per second, peak memory. Silent without a terminal."""
 
     def __init__(self, total: int, start: int, *, is_main: bool) -> None:
         self._bar = tqdm(total=total, initial=start, unit="it", dynamic_ncols=True, disable=None if is_main else True)
 
-    def update(self, iterations: int, *, loss: float, tokens_per_second: float) -> None:
-        self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+    def update(self, iterations: int, *, loss: float, tokens_per_second: float, memory: float) -> None:
+        self._bar.set_postfix_str(
+            f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s, {memory / 1024:.1f} GiB", refresh=False)
         self._bar.update(iterations)
 
     def close(self) -> None:

@@ -93,9 +93,9 @@ def run_pretraining(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = N
         events = PretrainEvents(session, data)
         if source is not None and not train(session, events):
             return False
-        events.evaluate()
         if source is not None:
             events.save()
+        events.evaluate()
         if data.test is not None:
             logger.info("test loss: %.6f", text_loss(session, data.test, 0, args.eval_iters))
         seconds = time.monotonic() - began

@@ -9,7 +9,15 @@ from typing import Any
 
 import torch.distributed as dist
 
-from model.checkpoint.naming import resolve_checkpoint
+from model.checkpoint.naming import (
+    BEST_TAG,
+    BEST_TRACKER,
+    LATEST_TRACKER,
+    TRAINING_TRACKER,
+    CheckpointLocation,
+    read_tracker,
+    resolve_checkpoint,
+)
 
 #: Replaced by the time in the name of a fine-tuning experiment; the published sweeps write it ("automatic time").
 TIME_PLACEHOLDER = "自动时间"
@@ -40,7 +48,8 @@ def plan_run_folder(args: Any) -> RunFolder:
     if args.finetune:
         name = name.replace(TIME_PLACEHOLDER, _common_time())
     elif args.load and not args.new_save_directory and Path(args.load).exists():
-        directory = resolve_checkpoint(args.load, training_state=True).directory.resolve()
+        location = checkpoint_to_resume(args.load)
+        directory = (location.directory if location else Path(args.load)).resolve()
         name, root = directory.name, root or directory.parent
     else:
         name = f"{name}_{_common_time()}"
@@ -49,6 +58,36 @@ def plan_run_folder(args: Any) -> RunFolder:
     if args.summary_dir and not args.log_dir and (logs is None or args.custom_no_summary_writer):
         logs = Path(args.summary_dir) / "runs" / name
     return RunFolder(name, None if args.custom_no_save_checkpoint else run, logs)
+
+
+def checkpoint_to_resume(path: str | Path, own_folder: Path | None = None) -> CheckpointLocation | None:
+    """The checkpoint that ``--load`` goes on from; None if there is none yet, as after a kill before the first one.
+
+    Args:
+        own_folder: of this run. Only there may "best", which has no training state, come before the first checkpoint.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`resolve_checkpoint`.
+    """
+    folder = Path(path)
+    if not folder.exists():
+        return None
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+    if TRAINING_TRACKER not in names:
+        published, tags = read_tracker(folder), [name for name in names if name.isdigit()]
+        is_own = own_folder is not None and folder.resolve() == own_folder.resolve()
+        if published == BEST_TAG and is_own and not tags:
+            return None
+        if published is None and folder.is_dir() and all(map(_is_of_an_unpublished_run, names)):
+            # A folder under the name of an iteration is whole, though no tracker names it yet.
+            return CheckpointLocation(folder, max(tags, key=int)) if tags else None
+    return resolve_checkpoint(folder, training_state=True)
+
+
+def _is_of_an_unpublished_run(name: str) -> bool:
+    """Whether a killed run may have left it in its folder before it named a checkpoint in a tracker."""
+    return (name in ("tensorboard", BEST_TAG, BEST_TRACKER) or name.isdigit() or name.endswith(".new")
+            or name in {f".{tracker}.tmp" for tracker in (BEST_TRACKER, LATEST_TRACKER, TRAINING_TRACKER)})
 
 
 def refuse_to_overwrite(folder: RunFolder, args: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -40,6 +41,7 @@ class Session:
         position: micro-batches consumed so far.
         steps: optimizer steps applied so far.
         epochs_done: epochs of fine-tuning that are complete and evaluated.
+        resumed_from: folder of the run that this one goes on from.
         has_labels: whether the training data say what is right; without, the label loss means nothing.
     """
 
@@ -56,6 +58,7 @@ class Session:
     position: int = 0
     steps: int = 0
     epochs_done: int = 0
+    resumed_from: Path | None = None
     has_labels: bool = True
     best: Best = field(default_factory=Best)
 

@@ -1,7 +1,7 @@
 """Files that are either whole or absent, and that are read without running code.
 
 Writing: a temporary name beside the target, fsync, rename, fsync of the folder. A killed process leaves at most a
-temporary file, whose name no reader looks for.
+temporary file, whose name no reader looks for; a full disk leaves nothing and is named.
 Reading: torch's safe mode first. A file that holds arbitrary Python objects can run code when it is unpickled; it is
 read only if the caller asks for it.
 """
@@ -50,10 +50,21 @@ def _write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except Exception:
+    except Exception as error:
         temporary.unlink(missing_ok=True)
+        if (cause := _disk_error(error)) is not None:
+            raise OSError(cause.errno, f"cannot write: {cause.strerror}", str(path)) from error
         raise
     sync_folder(path.parent)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """What the system said. torch tells of a full disk by an error of its own, with the system's as context."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__context__
+    return None
 
 
 def atomic_save(obj: Any, path: str | Path) -> None:

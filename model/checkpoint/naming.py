@@ -7,7 +7,8 @@
 
 A folder in the Hugging Face layout (huggingface.py) is a checkpoint too.
 
-While "best" is replaced there are also best.new and best.old (see save.py); :func:`stored_folder` finds the whole one.
+While a checkpoint is written there are also <tag>.new and <tag>.old (see save.py); :func:`stored_folder` finds the
+whole one.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ TRAINING_TRACKER = "latest_training_state.txt"
 #: DeepSpeed's own tracker; read only where nothing else names a tag, never written.
 DEEPSPEED_TRACKER = "latest"
 RELEASE_TAG = "release"
+#: The one tag that is replaced again and again.
+BEST_TAG = "best"
 
 #: One of these makes a folder one whole model in the Hugging Face layout; the first that is there counts.
 MERGED_WEIGHTS = (

@@ -64,9 +64,9 @@ _TABLE: tuple[tuple[str, ShardSpec], ...] = (
     # an old file does not say; the fit layers of the multi-teacher combiner are always cut.
     (r"student\.([A-Z]\w*\.)?fit_dense(_\d+)?\.(weight|bias)", REPLICATED),
     (r"student\.([A-Z]\w*\.)?[st]_fit_dense(_\d+)?(\.\d+)?\.(weight|bias)", ROWS),
-    (r"student\.multi_teacher_model\.fit_dense(_\d+)?\.(weight|bias)", ROWS),
-    (r"student\.([A-Z]\w*\.|multi_teacher_model\.)?t?_?layernorm(_\d+)?\.(weight|bias)", REPLICATED),
-    (r"student\.multi_teacher_model\.agent_semantic_mt_loss\.(weight|bias)", REPLICATED),
+    (r"student\.multi_teacher_model\.([A-Z]\w*\.)?fit_dense(_\d+)?\.(weight|bias)", ROWS),
+    (r"student\.(multi_teacher_model\.)?([A-Z]\w*\.)?t?_?layernorm(_\d+)?\.(weight|bias)", REPLICATED),
+    (r"student\.multi_teacher_model\.([A-Z]\w*\.)?agent_semantic_mt_loss\.(weight|bias)", REPLICATED),
 )
 _COMPILED = tuple((re.compile(pattern), spec) for pattern, spec in _TABLE)
 #: In front of a second backbone inside a student's file.

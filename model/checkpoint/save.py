@@ -1,13 +1,14 @@
-"""Writing checkpoints, so that a kill at any moment leaves one that can be loaded.
+"""Writing checkpoints, so that a kill or a full disk at any moment leaves one that can be loaded.
 
-A tag of its own ("5000") is written file by file and becomes the newest when the tracker names it, after all files of
-all ranks. "best" is replaced: the new files go to ``best.new``; once they are whole, ``best`` becomes ``best.old``,
-``best.new`` becomes ``best``, and the old one is removed. ``naming.stored_folder`` finds the whole one at every moment.
+All files of all ranks go to ``<tag>.new``. Once they are there, it becomes ``<tag>``: a folder under the name of a tag
+is always whole. Where that exists ("best", an iteration that is saved again), it becomes ``<tag>.old`` first and is
+removed afterwards; ``naming.stored_folder`` finds the whole one at every moment. The trackers move last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from model.checkpoint.files import atomic_save, remove_folder, rename_folder
 from model.checkpoint.naming import (
+    BEST_TAG,
     BEST_TRACKER,
     LATEST_TRACKER,
     TRAINING_TRACKER,
@@ -78,23 +80,26 @@ def publish(directory: str | Path, tag: str, *, tracker: bool = True, training_s
         write_tracker(directory, tag, LATEST_TRACKER)
 
 
-def begin_replacement(directory: str | Path, tag: str) -> str:
-    """Make room for a new checkpoint in place of ``tag``; returns the tag to write the files under.
+def staging_folder(directory: str | Path, tag: str) -> Path:
+    """Where the files of a new checkpoint are written."""
+    return Path(directory) / f"{tag}.new"
 
-    For global rank 0, before a barrier. First completes a replacement that was interrupted.
-    """
+
+def begin(directory: str | Path, tag: str) -> None:
+    """Complete replacements that were interrupted and remove what killed saves have left. For global rank 0, first."""
     directory = Path(directory)
-    folder, new, old = directory / tag, directory / f"{tag}.new", directory / f"{tag}.old"
-    whole = stored_folder(directory, tag)
-    if whole is not None and whole != folder:
-        rename_folder(whole, folder)
-    remove_folder(old)
-    remove_folder(new)
-    return new.name
+    interrupted = {path.stem for kind in ("new", "old") for path in directory.glob(f"*.{kind}")
+                   if path.is_dir() and (path.stem.isdigit() or path.stem == BEST_TAG)}
+    for name in sorted(interrupted | {tag}):
+        whole = stored_folder(directory, name)
+        if whole is not None and whole != directory / name:
+            rename_folder(whole, directory / name)
+        remove_folder(directory / f"{name}.old")
+        remove_folder(staging_folder(directory, name))
 
 
-def swap_best(directory: str | Path, tag: str = "best") -> None:
-    """Put ``<tag>.new`` in place of ``<tag>``. For global rank 0, after a barrier behind the last file."""
+def swap_in(directory: str | Path, tag: str) -> None:
+    """Put ``<tag>.new`` in place of ``<tag>``. For global rank 0, once all files are written."""
     directory = Path(directory)
     folder, new, old = directory / tag, directory / f"{tag}.new", directory / f"{tag}.old"
     shard_files(new)
@@ -106,28 +111,55 @@ def swap_best(directory: str | Path, tag: str = "best") -> None:
 
 
 def save_checkpoint(directory: str | Path, tag: str, payload: Mapping[str, Any] | None, *, mp_rank: int, mp_size: int,
-                    is_first_rank: bool, barrier: Callable[[], Any], replace: bool = False, tracker: bool = True,
-                    training_state: bool = False, best_iteration: int | None = None) -> None:
+                    is_first_rank: bool, agree: Callable[[str], str], more: Mapping[str, Any] | None = None,
+                    tracker: bool = True, training_state: bool = False, best_iteration: int | None = None) -> None:
     """All steps of one save, in the order that keeps a whole checkpoint at every moment. Every rank calls it.
 
     Args:
         payload: this rank's content; None on ranks that do not write (data-parallel ranks above 0).
         is_first_rank: global rank 0, which moves folders and writes trackers.
-        barrier: waits for all ranks.
-        replace: the tag may exist and is replaced in one step ("best").
+        agree: waits for all ranks; takes this rank's problem ("" for none) and returns the first one of all ranks.
+        more: further files of this rank in the same folder, name -> content.
         tracker, training_state, best_iteration: as in :func:`publish`.
+
+    Raises:
+        OSError: the disk is full or broken, here or on another rank; the earlier checkpoints are as they were, and
+            what had been written is removed.
     """
-    staging = f"{tag}.new" if replace else tag
-    if replace:
-        if is_first_rank:
-            begin_replacement(directory, tag)
-        barrier()
+    staging = staging_folder(directory, tag)
+    files = dict(more or {})
     if payload is not None:
-        save_shard(directory, staging, payload, mp_rank)
-    barrier()
-    if is_first_rank:
-        if replace:
-            swap_best(directory, tag)
+        files[shard_path(directory, tag, mp_rank).name] = dict(payload)
+
+    def write() -> None:
+        for name, content in files.items():
+            atomic_save(content, staging / name)
+
+    def finish() -> None:
+        swap_in(directory, tag)
         publish(directory, tag, tracker=tracker, training_state=training_state, best_iteration=best_iteration,
                 mp_size=mp_size)
-    barrier()
+
+    first = is_first_rank
+    _together(agree, partial(begin, directory, tag) if first else None)
+    _together(agree, write, clean_up=partial(remove_folder, staging) if first else None)
+    _together(agree, finish if first else None)
+
+
+def _together(agree: Callable[[str], str], work: Callable[[], Any] | None,
+              clean_up: Callable[[], Any] | None = None) -> None:
+    """Do this rank's part, wait for the others, and fail on all ranks if one of them has failed."""
+    error: Exception | None = None
+    try:
+        if work is not None:
+            work()
+    except Exception as caught:
+        error = caught
+    problem = agree("" if error is None else str(error) or type(error).__name__)
+    if not problem:
+        return
+    if clean_up is not None:
+        clean_up()
+    if error is not None:
+        raise error
+    raise OSError(f"another rank could not save the checkpoint: {problem}")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
+import sys
 import warnings
 from collections.abc import Mapping
 from types import ModuleType
@@ -73,6 +75,14 @@ def synchronize(device: torch.device) -> None:
     """Wait for the device, so that a clock read afterwards is true."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_memory(device: torch.device) -> float:
+    """The most memory in MB that this process has held: of the GPU, or of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def memory_report(device: torch.device) -> dict[str, float]:

@@ -33,9 +33,10 @@ from model.parallel.vocab_log_prob import (
     summed,
 )
 
-#: Elements of one block of logits: 16 MiB in float32 on a CPU, 256 MiB on an accelerator.
-CPU_BLOCK_ELEMENTS = 1 << 22
-ACCELERATOR_BLOCK_ELEMENTS = 1 << 26
+#: Bytes of the blocks of logits, the teacher's included. Each block reads both tables and reads and writes the gradient
+#: of one, so few large blocks are faster.
+CPU_BLOCK_BYTES = 1 << 26
+ACCELERATOR_BLOCK_BYTES = 1 << 28
 
 SOFT_KINDS = ("kl", "ce", "mse")
 
@@ -73,14 +74,15 @@ class FusedLoss(NamedTuple):
 
 
 def fused_vocab_loss(hidden: torch.Tensor, table: torch.Tensor, labels: torch.Tensor, label_weight: torch.Tensor, *,
-                     soft: SoftTarget | None = None) -> FusedLoss:
+                     label_mask: torch.Tensor | None = None, soft: SoftTarget | None = None) -> FusedLoss:
     """The loss of the module's head line.
 
     Args:
         hidden: [n, h], replicated over the model-parallel ranks.
         table: this rank's rows [v/p, h], equal slices.
-        labels: [n] int64, ids in the whole vocabulary; read where ``label_weight`` is not 0.
+        labels: [n] int64, columns in the whole vocabulary.
         label_weight: [n], ``a``; with zeros only, there is no label loss.
+        label_mask: [n], the rows whose label loss is wanted in ``label_rows``; default: those with a weight.
         soft: the teacher's side.
 
     Returns:
@@ -88,49 +90,50 @@ def fused_vocab_loss(hidden: torch.Tensor, table: torch.Tensor, labels: torch.Te
     """
     if soft is not None and soft.table.shape[0] != table.shape[0]:
         raise ValueError(f"student and teacher vocabularies differ: {table.shape[0]} and {soft.table.shape[0]} rows")
-    return FusedLoss(*_FusedVocabLoss.apply(copy_to_model_parallel_region(hidden), table, labels, label_weight, soft,
+    return FusedLoss(*_FusedVocabLoss.apply(copy_to_model_parallel_region(hidden), table, labels, label_weight,
+                                            label_weight != 0 if label_mask is None else label_mask != 0, soft,
                                             torch.is_grad_enabled()))
 
 
 class _FusedVocabLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, table: torch.Tensor, labels: torch.Tensor, label_weight: torch.Tensor,
-                soft: SoftTarget | None, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                label_mask: torch.Tensor, soft: SoftTarget | None, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.soft, ctx.is_fresh = soft, True
         wanted = with_grad and any(ctx.needs_input_grad[:2])
-        work = _Work(hidden, table, labels, label_weight, soft, with_grad=wanted)
+        work = _Work(hidden, table, labels, label_weight, label_mask, soft, with_grad=wanted)
         work.run()
-        ctx.save_for_backward(hidden, table, labels, label_weight, *(work.gradients() if wanted else ()))
+        ctx.save_for_backward(hidden, table, labels, label_weight, label_mask, *(work.gradients() if wanted else ()))
         ctx.mark_non_differentiable(work.label_rows, work.soft_rows)
         return work.loss, work.label_rows, work.soft_rows
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, table, labels, label_weight, *gradients = ctx.saved_tensors
+        hidden, table, labels, label_weight, label_mask, *gradients = ctx.saved_tensors
         if not ctx.is_fresh:  # the first backward pass has used them up
-            work = _Work(hidden, table, labels, label_weight, ctx.soft, with_grad=True)
+            work = _Work(hidden, table, labels, label_weight, label_mask, ctx.soft, with_grad=True)
             work.run()
             gradients = work.gradients()
         ctx.is_fresh = False
         # .data: scaled in place and handed over, without telling a further pass, which does not read them.
-        return *(gradient.data.mul_(grad) for gradient in gradients), None, None, None, None
+        return *(gradient.data.mul_(grad) for gradient in gradients), None, None, None, None, None
 
 
 class _Work:
     """One pass over the rows that have a weight."""
 
     def __init__(self, hidden: torch.Tensor, table: torch.Tensor, labels: torch.Tensor, label_weight: torch.Tensor,
-                 soft: SoftTarget | None, *, with_grad: bool) -> None:
+                 label_mask: torch.Tensor, soft: SoftTarget | None, *, with_grad: bool) -> None:
         self.table, self.soft, self.with_grad = table, soft, with_grad
         self.parallel = parallel_state().model_size > 1
         self.dtype = compute_dtype(hidden, table, *((soft.hidden,) if soft else ()))
-        wanted = label_weight != 0 if soft is None else (label_weight != 0) | (soft.weight != 0)
+        wanted = label_mask if soft is None else label_mask | (soft.weight != 0)
         self.kept = wanted.nonzero().squeeze(-1)
         self.all_kept = len(self.kept) == len(hidden)
         self.hidden, self.labels = self._pick(hidden), self._pick(labels)
-        self.label_weight = self._pick(label_weight).to(self.dtype)
-        self.has_labels = bool((self.label_weight != 0).any())
+        self.label_weight, self.label_mask = self._pick(label_weight).to(self.dtype), self._pick(label_mask)
+        self.has_labels, self.learns_labels = bool(label_mask.any()), bool((label_weight != 0).any())
         if soft is not None:
             self.teacher_hidden, self.soft_weight = self._pick(soft.hidden), self._pick(soft.weight).to(self.dtype)
         self.label_rows = torch.zeros(len(hidden), dtype=self.dtype, device=hidden.device)
@@ -150,11 +153,13 @@ class _Work:
 
     def run(self) -> None:
         width = self.table.shape[0]
-        elements = CPU_BLOCK_ELEMENTS if self.table.device.type == "cpu" else ACCELERATOR_BLOCK_ELEMENTS
-        step = min(max(1, elements // max(1, width)), max(1, len(self.hidden)))
+        size = CPU_BLOCK_BYTES if self.table.device.type == "cpu" else ACCELERATOR_BLOCK_BYTES
+        row_bytes = width * (self.hidden.element_size() + (self.soft.hidden.element_size() if self.soft else 0))
+        blocks = -(-len(self.hidden) // max(1, size // max(1, row_bytes)))
+        step = -(-len(self.hidden) // max(1, blocks))  # blocks of equal size
         logits = self.hidden.new_empty(step, width)
         teacher = self.soft.hidden.new_empty(step, width) if self.soft is not None else None
-        for start in range(0, len(self.hidden), step):
+        for start in range(0, len(self.hidden), max(1, step)):
             rows = slice(start, min(start + step, len(self.hidden)))
             count = rows.stop - start
             self._block(rows, logits[:count], teacher[:count] if teacher is not None else None)
@@ -164,7 +169,7 @@ class _Work:
         places = rows if self.all_kept else self.kept[rows]
         labels = _LabelTerm(z, self.labels[rows], self.parallel, self.dtype) if self.has_labels else None
         if labels is not None:
-            losses = labels.rows.where(self.label_weight[rows] != 0, 0.0)
+            losses = labels.rows.where(self.label_mask[rows], 0.0)
             self.label_rows[places] = losses
             self.loss += torch.dot(losses, self.label_weight[rows])
         soft = None
@@ -176,7 +181,7 @@ class _Work:
             self.loss += torch.dot(losses, self.soft_weight[rows])
         if not self.with_grad:
             return
-        self._to_gradient(rows, z, t, labels, soft)
+        self._to_gradient(rows, z, t, labels if self.learns_labels else None, soft)
         self.hidden_gradient[places] = torch.mm(z, self.table)
         if z.dtype == self.dtype:
             self.table_gradient.addmm_(z.t(), self.hidden[rows])

@@ -9,6 +9,8 @@ Everything works without a process group: one process is rank 0 of a group of on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -40,17 +42,26 @@ def initialize_model_parallel(model_parallel_size: int = 1) -> None:
     global _state
     if _state is not None:
         raise RuntimeError("the model-parallel groups exist already; call destroy_model_parallel() first")
+    _state = make_parallel_state(model_parallel_size)
+
+
+def make_parallel_state(model_parallel_size: int, flag: str = "--model-parallel-size") -> ParallelState:
+    """Groups of any size, beside the current ones: for a model that is cut in another way (see
+    :func:`use_parallel_state`). Every rank of the world has to call it.
+
+    Raises:
+        ValueError: the world size is not a multiple of ``model_parallel_size``.
+    """
     if not dist.is_initialized():
         if model_parallel_size != 1:
             raise ValueError(
-                f"--model-parallel-size={model_parallel_size} needs {model_parallel_size} processes, there is 1; "
+                f"{flag}={model_parallel_size} needs {model_parallel_size} processes, there is 1; "
                 f"launch with `deepspeed --num_gpus={model_parallel_size} …` or `torchrun`")
-        _state = _SINGLE
-        return
+        return _SINGLE
     world_size, rank = dist.get_world_size(), dist.get_rank()
     if world_size % model_parallel_size != 0:
         raise ValueError(
-            f"--model-parallel-size={model_parallel_size} does not divide the number of processes ({world_size}); "
+            f"{flag}={model_parallel_size} does not divide the number of processes ({world_size}); "
             f"launch a multiple of {model_parallel_size} processes")
     data_group = model_group = None
     for start in range(model_parallel_size):
@@ -63,9 +74,21 @@ def initialize_model_parallel(model_parallel_size: int = 1) -> None:
         group = dist.new_group(ranks)
         if rank in ranks:
             model_group = group
-    _state = ParallelState(
+    return ParallelState(
         model_group, rank % model_parallel_size, model_parallel_size,
         data_group, rank // model_parallel_size, world_size // model_parallel_size)
+
+
+@contextmanager
+def use_parallel_state(state: ParallelState | None) -> Iterator[None]:
+    """Inside, models are built, loaded and run under ``state``; None changes nothing."""
+    global _state
+    before = _state
+    _state = before if state is None else state
+    try:
+        yield
+    finally:
+        _state = before
 
 
 def destroy_model_parallel() -> None:

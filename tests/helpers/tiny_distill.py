@@ -3,6 +3,7 @@ scripts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from distill.arguments import build_parser
 from distill.multi_teacher_model import attach_combiner, attach_live_teachers
 from distill.student import GLMStudent, build_student
 from distill.teachers import build_teachers, disabled_teachers, teacher_specs
-from distill.training.build import backbone, output_shape, with_head
+from distill.training.build import backbone, output_shape, prompt_sizes, stage_of, with_head
 from distill.training.forward_step import StepContext, StepOutput, forward_step
 from distill.training.run_state import RunState
 from model.config import ModelConfig
@@ -43,21 +44,21 @@ def tiny_context(*flags: str, run: RunState | None = None, dtype: torch.dtype = 
     """Student (or plain model) and teachers from flags, with weights large enough for losses to differ."""
     args, run = tiny_args(*flags), run or RunState(seed=1)
     task = get_task(args.task, args) if args.task else None
-    config = ModelConfig.from_args(args, checkpoint_activations=checkpoint_activations)
+    config = ModelConfig.from_args(args, checkpoint_activations=checkpoint_activations, **prompt_sizes(args))
     torch.manual_seed(seed)
     glm, specs = backbone(config, task), teacher_specs(args)
     teachers = build_teachers(specs, config, load_weights=lambda model, path: None,
                               build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
                               place=lambda teacher, spec: enlarged(teacher).to(dtype))
     student = build_student(glm, args, teachers=specs, run=run) if args.student_model else None
-    combiner = attach_combiner(student, args, output_shape(task)) if student is not None else None
+    combiner = attach_combiner(student, args, output_shape(task, args)) if student is not None else None
     if student is not None:
         attach_live_teachers(student, teachers, args)
     model = enlarged(with_head(student if student is not None else glm, config, args, task)).to(dtype)
     mark_replicated_parameters(model)
     return StepContext(model.train(), args, run, student=student, teachers=teachers, combiner=combiner,
                        disabled=disabled_teachers(args, len(specs)) if specs else (),
-                       stage="choice" if task else "lm", loss_kind=args.loss_func)
+                       stage=stage_of(task), loss_kind=args.loss_func)
 
 
 def enlarged(model: nn.Module) -> nn.Module:
@@ -92,6 +93,24 @@ def batch_for(context: StepContext) -> dict[str, torch.Tensor]:
     if context.stage == "lm":
         return tiny_lm_batch()
     return choice_batch() if context.args.task == "copa" else single_token_batch()
+
+
+def watch_losses(student: GLMStudent) -> dict[str, Any]:
+    """A dict that the next step fills: ``prediction_loss`` and ``intermediate_loss`` as the combiner gets them."""
+    kept: dict[str, Any] = {}
+
+    def watched(name: str) -> Callable[..., Any]:
+        original = getattr(student, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kept[name] = original(*args, **kwargs)
+            return kept[name]
+
+        return call
+
+    for name in ("prediction_loss", "intermediate_loss"):
+        setattr(student, name, watched(name))
+    return kept
 
 
 def step(context: StepContext, batch: dict[str, torch.Tensor] | None = None) -> StepOutput:

@@ -1,4 +1,4 @@
-"""Every method under every combiner, with teachers of unequal depths and widths: it trains, or says what does not fit."""
+"""Every method under every combiner, with teachers of unequal depths and widths: it trains, or says what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from distill.distill_model import GLMStudent, mse, register_method, tapped
 from distill.student import METHODS
-from tests.helpers.tiny_distill import COPA, TEACHER, step, tiny_context
+from tests.helpers.tiny_distill import COPA, TEACHER, step, tiny_context, watch_losses
 
 #: Teacher 0 is RL-KD's encoder.
 TEACHERS = (*TEACHER, "--mt_num_layers=3:3:4")
@@ -81,8 +81,9 @@ def trains(*flags: str) -> None:
         assert any(tag.endswith(f"_t{t_no}") for tag in output.parts), t_no
 
 
-@pytest.mark.parametrize("combiner", COMBINERS)
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize(("method", "combiner"), [
+    (method, combiner) for method in sorted(METHODS) for combiner in COMBINERS
+    if combiner != "mixmt" or method in ("kd", "minilmv2", "pkd", "tinybert")])
 def test_unequal_widths(method: str, combiner: str) -> None:
     flags = flags_for(method, combiner, "24:24:32")
     if message := expected_error(method, combiner):
@@ -106,13 +107,8 @@ def test_the_extension_example(final_outputs: str, combiner: str) -> None:
 def test_one_teacher_through_the_average_is_the_plain_sum() -> None:
     """Wrapping a single teacher changes no bit of the loss."""
     context = tiny_context(*TEACHER, *COPA, "--student_model=tinybert", "--distill_ft_soft")
-    kept: list[torch.Tensor] = []
-    for name in ("prediction_loss", "intermediate_loss"):
-        def watched(*args: object, original=getattr(context.student, name), **kwargs: object) -> object:
-            kept.append(original(*args, **kwargs))
-            return kept[-1]
-        setattr(context.student, name, watched)
-    assert torch.equal(step(context).loss, kept[0] + kept[1])
+    kept = watch_losses(context.student)
+    assert torch.equal(step(context).loss, kept["prediction_loss"] + kept["intermediate_loss"])
 
 
 @pytest.mark.parametrize("flags", [

@@ -9,11 +9,13 @@ import torch
 
 from distill.training.forward_step import StepContext
 from distill.training.student_parts import COMBINER, load_student_part, teacher_prefix
-from model.checkpoint.load import load_backbone
+from model.checkpoint.load import load_backbone, read_module_state
 from model.checkpoint.naming import shard_path
+from model.checkpoint.reshard import change_mp
 from model.checkpoint.save import module_payload, save_checkpoint
 from model.empty import EmptyGLM
 from model.parallel.groups import parallel_state
+from model.parallel.sharding import shard_spec_of
 from tests.distill.training.small_runs import exact, finetune_flags, run, write_world
 from tests.golden.replay import whole_gradient
 from tests.helpers.distributed import run_distributed
@@ -62,12 +64,13 @@ def test_a_students_checkpoint_with_teachers_is_still_a_glm(tmp_path: Path) -> N
 def save(context: StepContext, folder: Path) -> None:
     state = parallel_state()
     save_checkpoint(folder, "7", module_payload(context.model), mp_rank=state.model_rank, mp_size=state.model_size,
-                    is_first_rank=state.model_rank == 0, barrier=_barrier)
+                    is_first_rank=state.model_rank == 0, agree=_agree)
 
 
-def _barrier() -> None:
+def _agree(problem: str) -> str:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+    return problem
 
 
 def load_teachers(folder: str, *flags: str) -> tuple[list[dict[str, torch.Tensor]], float]:
@@ -96,6 +99,24 @@ def test_teachers_of_a_students_checkpoint_at_another_size(tmp_path: Path) -> No
         assert found == pytest.approx(loss, rel=1e-10)
         for mine, theirs in zip(expected, weights, strict=True):
             torch.testing.assert_close({name: value.detach() for name, value in mine.items()}, theirs)
+
+
+@pytest.mark.parametrize("flags", [
+    (*LIVE, *KD),
+    (*TWO, *KD, "--multi_teacher_model=rl_kd", "--rl_kd_only_avg", "--rl_kd_semantic_model_dim=8"),
+    (*TWO, *KD, "--multi_teacher_model=mixmt", "--mixmt_model=AvgTeacher,MT_BERT", "--mt_has_loss",
+     "--mt_bert_fit_teacher", "--mt_bert_fix_layernorm")], ids=["teachers", "agent", "mixture"])
+def test_a_change_of_size_and_back_is_bit_identical(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    context = tiny_context(*flags)
+    save(context, tmp_path / "one")
+    two = change_mp(tmp_path / "one", 2)
+    for rank in (0, 1):
+        state, _ = read_module_state(two, mp_rank=rank, mp_size=2)
+        for name, tensor in context.model.state_dict(keep_vars=True).items():
+            assert torch.equal(state[name], shard_spec_of(tensor).shard(tensor.detach(), rank, 2)), name
+    back, _ = read_module_state(change_mp(two, 1), mp_rank=0, mp_size=1)
+    assert back.keys() == context.model.state_dict().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in context.model.state_dict().items())
 
 
 def test_a_precision_wrappers_level_is_tolerated(tmp_path: Path) -> None:
@@ -191,8 +212,9 @@ def test_ranks_agree() -> None:
 
 @pytest.mark.parametrize(("flags", "message"), [
     ((*KD, "--student_use_empty_glm"), "--student_use_empty_glm leaves nothing to train.*--mt_has_grad"),
-    (("--student_model=diito", "--forward_repeat_num=1", "--diito_alpha_mlm=0", "--mt_hidden_size=16:16",
-      "--mt_has_grad", "--student_use_empty_glm"), "diito needs the student's inner tensors"),
+    (("--student_model=diito", "--distill_pt_soft", "--forward_repeat_num=1", "--diito_alpha_mlm=0",
+      "--mt_hidden_size=16:16", "--mt_has_grad", "--student_use_empty_glm"),
+     "diito needs the student's inner tensors"),
     ((*KD, "--mt_has_grad", "--teacher_offload"), "--teacher_offload is for frozen teachers"),
     (("--student_model=theseus", "--mt_hidden_size=16:16", "--mt_has_grad", "--distill_pt_hard"), "frozen teachers")])
 def test_errors(flags: tuple[str, ...], message: str) -> None:

@@ -66,7 +66,8 @@ def test_layernorms_are_applied_once_and_only_the_students_learns() -> None:
     other = tiny_context(*flags, "--mt_disable_operation=1:0")
     other.model.load_state_dict(context.model.state_dict())
     alone = step(other)
-    torch.testing.assert_close(both.parts["inter_loss/hidden_states.0_t1"], alone.parts["inter_loss/hidden_states.0_t1"])
+    tag = "inter_loss/hidden_states.0_t1"
+    torch.testing.assert_close(both.parts[tag], alone.parts[tag])
     assert context.combiner.layernorm.weight.grad.abs().sum() > 0
     frozen = context.combiner.t_layernorm_0
     assert not frozen.weight.requires_grad and torch.equal(frozen.bias, torch.zeros_like(frozen.bias))

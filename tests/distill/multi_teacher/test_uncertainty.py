@@ -9,7 +9,7 @@ import torch
 
 from distill.multi_teacher.uncertainty import Uncertainty
 from tests.helpers.distributed import run_distributed
-from tests.helpers.tiny_distill import COPA, TEACHER, step, step_result, tiny_context
+from tests.helpers.tiny_distill import COPA, TEACHER, step, step_result, tiny_context, watch_losses
 from tests.helpers.tiny_model import tiny_lm_batch
 
 TWO = (*TEACHER, "--mt_num_layers=3:4", "--mt_hidden_size=24:32", "--multi_teacher_model=uncertainty",
@@ -99,12 +99,7 @@ def test_intermediate_losses_by_entropy() -> None:
     flags = (*TEACHER, *COPA, "--multi_teacher_model=uncertainty", "--student_model=tinybert", "--distill_ft_soft",
              "--uncertainty_wo_hard")
     context = tiny_context(*flags, "--uncertainty_inter_entropy")
-    kept: dict[str, torch.Tensor] = {}
-    for name in ("prediction_loss", "intermediate_loss"):
-        def watched(*args: object, original=getattr(context.student, name), name=name, **kwargs: object) -> object:
-            kept[name] = original(*args, **kwargs)
-            return kept[name]
-        setattr(context.student, name, watched)
+    kept = watch_losses(context.student)
     output = step(context)
     u = context.combiner.entropy(_step_of(output.logits)).detach()
     inter = kept["intermediate_loss"].detach().view(3, 2).mean(1)  # each sample's two choices
