@@ -31,6 +31,7 @@ from distill.multi_teacher.base import (
     register_combiner,
 )
 from distill.student import GLMStudent
+from model.parallel.groups import get_model_parallel_world_size
 from model.parallel.sharding import mark_replicated_parameters
 
 __all__ = ["COMBINERS", "MultiTeacherModel", "OutputShape", "Step", "add_multi_teacher_flags", "attach_combiner",
@@ -55,6 +56,8 @@ def add_multi_teacher_flags(parser: argparse.ArgumentParser) -> None:
                        help="take the combiner's own parameters from another student's checkpoint")
     group.add_argument("--teacher_offload", action="store_true",
                        help="keep the weights of at most one teacher on the device at a time, the others on the CPU")
+    group.add_argument("--teacher-model-parallel-size", type=int, default=None, metavar="SIZE",
+                       help="ranks that share a teacher; default: as --model-parallel-size. One divides the other")
     for combiner in dict.fromkeys(COMBINERS.values()):
         combiner.add_flags(parser)
 
@@ -76,7 +79,7 @@ def attach_combiner(student: GLMStudent, args: Any, outputs: OutputShape | None 
     student.multi_teacher_model = combiner
     student.check_terms(combiner.own_terms(student))
     _check_live_teachers(student, args)
-    _check_offload(student, args)
+    _check_places(student, args)
     return combiner
 
 
@@ -108,13 +111,16 @@ def _check_live_teachers(student: GLMStudent, args: Any) -> None:
                        "--teacher_fp16 and --teacher_bf16 say")
 
 
-def _check_offload(student: GLMStudent, args: Any) -> None:
-    if not args.teacher_offload:
-        return
-    if args.mt_has_grad:
+def _check_places(student: GLMStudent, args: Any) -> None:
+    """Teachers' weights that are not always on the device, or cut in another way."""
+    if args.teacher_offload and args.mt_has_grad:
         raise ValueError("--teacher_offload is for frozen teachers; with --mt_has_grad they stay on the device: remove "
                          "one of the two")
-    for module in student.modules():
-        if isinstance(module, GLMStudent) and module.teacher_weights:
-            raise ValueError(f"--teacher_offload: {module.teacher_weights}, so they have to stay on the device: remove "
-                             "the flag")
+    reasons = [module.teacher_weights for module in student.modules() if isinstance(module, GLMStudent)]
+    reason = next(filter(None, reasons), "")
+    if reason and args.teacher_offload:
+        raise ValueError(f"--teacher_offload: {reason}, so they have to stay on the device: remove the flag")
+    size = args.teacher_model_parallel_size
+    if reason and size not in (None, get_model_parallel_world_size()):
+        raise ValueError(f"--teacher-model-parallel-size={size}: {reason}, so they have to be cut as the student is: "
+                         "remove the flag")

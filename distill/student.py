@@ -112,6 +112,8 @@ class GLMStudent(nn.Module):
         self.seen_widths: dict[Path, int] = {}
         #: Set by a combiner that brings hidden states to one width before the method sees them.
         self.widths_are_fitted = False
+        #: Whether the step has a label for each token (and passes a loss mask); the step's context says so.
+        self.has_token_labels = True
         self._args = args
         self._views = [TeacherView(args, spec) for spec in self.teachers]
         self._teacher: int | None = None

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from model.parallel.groups import parallel_state
+from model.parallel.groups import parallel_state, use_parallel_state
 from model.parallel.sharding import ShardSpec, shard_spec_of
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,8 @@ def copy_front(student: nn.Module, teacher: nn.Module) -> list[str]:
 
 def _source_of(name: str, parameter: torch.Tensor, student: nn.Module, teacher: nn.Module) -> torch.Tensor:
     """The teacher's whole tensor; of its word table, the rows of the student's compact vocabulary."""
-    whole = _whole(parameter, shard_spec_of(parameter))
+    with use_parallel_state(getattr(teacher, "parallel_state", None)):
+        whole = _whole(parameter, shard_spec_of(parameter))
     if name != "word_embeddings.weight":
         return whole
     teacher_map, student_map = getattr(teacher, "vocab_map", None), getattr(student, "vocab_map", None)

@@ -19,7 +19,7 @@ from torch import nn
 
 from data_utils.vocab_file import read_vocab_file
 from distill.truncate import backbone
-from model.parallel.groups import parallel_state
+from model.parallel.groups import parallel_state, use_parallel_state
 
 logger = logging.getLogger(__name__)
 
@@ -118,8 +118,10 @@ def set_up_vocab_map(glm: nn.Module, teachers: Sequence[nn.Module], args: Any, t
     if number is not None and number >= 0:
         if number >= len(teachers):
             raise ValueError(f"--student_map_vocab_tn={number}: there are {len(teachers)} teachers, counted from 0")
-        table = whole_word_table(backbone(teachers[number]))
-    tokens = [tokenizer.id_to_token(token) for token in range(tokenizer.num_tokens)]
+        teacher = backbone(teachers[number])
+        with use_parallel_state(getattr(teacher, "parallel_state", None)):
+            table = whole_word_table(teacher)
+    tokens = tokenizer.token_strings()
     path = sort_file_path(args)
     order = read_vocab_file(path, tokens)
     num_protected = len({command.id for command in tokenizer.commands})

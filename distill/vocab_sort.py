@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = tokenizer_from_args(args)
     options = CacheOptions(data_root=args.data_root, fallback_root=args.cache_dir)
     counts = count_tokens(load_documents(args.train_data, tokenizer, options), tokenizer.num_tokens)
-    tokens = [tokenizer.id_to_token(token) for token in range(tokenizer.num_tokens)]
+    tokens = tokenizer.token_strings()
     protected = protected_ids(tokenizer, verbalizer_words())
     target = Path(args.output) if args.output else sort_file_path(args)
     atomic_write_text(vocab_file_text(tokens, counts, protected), target)

@@ -54,16 +54,9 @@ def _switch(group: argparse._ArgumentGroup) -> Callable[[str, str], None]:
 
 
 #: Options that are encoded here but not trained or evaluated by the loop yet, and options whose tasks are missing:
-#: destination in the arguments (``language_model``: the head of that name) -> (how it is given, what it belongs to).
+#: destination in the arguments -> (how it is given, what it belongs to).
 NOT_WIRED = {
-    "segment_length": ("--segment-length", "scoring of long answers in pieces"),
-    "fast_decode": ("--fast-decode", "decoding without repeating the text"),
     "block_lm_ratio": ("--block-lm-ratio", "mixed blank-filling steps"),
-    "continuous_prompt": ("--continuous-prompt", "continuous prompts"),
-    "num_prompt_tokens": ("--num-prompt-tokens", "continuous prompts"),
-    "prefix_prompt": ("--prefix-prompt", "continuous prompts"),
-    "prompt_init": ("--prompt-init", "continuous prompts"),
-    "language_model": ("--task=WSC --cloze-eval without --wsc-negative", "WSC as a language model"),
     "unidirectional": ("--unidirectional", "language-model evaluation"),
     "src_seq_length": ("--src-seq-length", "sequence-to-sequence tasks"),
     "tgt_seq_length": ("--tgt-seq-length", "sequence-to-sequence tasks"),
@@ -77,12 +70,11 @@ def check_task_flags(args: argparse.Namespace) -> None:
     options = TaskOptions.from_args(args)
     spec = get_task(args.task, options)
     for dest, (name, subject) in NOT_WIRED.items():
-        if spec.head == dest or getattr(args, dest, None):
-            way_out = "give --wsc-negative and a folder with candidates" if spec.head == dest else "leave it out"
-            raise ValueError(f"{name} belongs to {subject}, which this version does not have yet; {way_out}")
+        if getattr(args, dest, None):
+            raise ValueError(f"{name} belongs to {subject}, which this version does not have yet; leave it out")
     _check_form(args, options, spec)
     _check_answers(args, options, spec)
-    _check_prompt(options)
+    _check_prompt(args, options)
 
 
 def _check_form(args: argparse.Namespace, options: TaskOptions, spec: TaskSpec) -> None:
@@ -119,14 +111,25 @@ def _check_answers(args: argparse.Namespace, options: TaskOptions, spec: TaskSpe
         if options.segment_length and value:
             raise ValueError(f"--segment-length makes several rows of an answer, which {name} does not know; "
                              "leave one of both out")
+    for name, value in (("--adapet", args.adapet), (f"--loss-func={args.loss_func}",
+                                                    args.loss_func != "cross_entropy")):
+        if value and spec.head == "language_model":
+            raise ValueError(f"{name} compares answers, and WSC without candidates has one; leave it out, or give "
+                             "--wsc-negative and a folder with candidates")
     if spec.name == "squad" and args.loss_func not in ("generative", "mix"):
         raise ValueError(f"--task=squad has one answer an example: with --loss-func={args.loss_func} there is nothing "
                          "to compare it with; give --loss-func=generative")
 
 
-def _check_prompt(options: TaskOptions) -> None:
+def _check_prompt(args: argparse.Namespace, options: TaskOptions) -> None:
     if min(options.num_prompt_tokens, options.prefix_prompt) < 0:
         raise ValueError(f"--num-prompt-tokens={options.num_prompt_tokens} and --prefix-prompt={options.prefix_prompt} "
                          "must not be negative")
     if options.continuous_prompt != (options.num_prompt_tokens > 0):
         raise ValueError("--continuous-prompt and --num-prompt-tokens=N (N > 0) belong together; give both or none")
+    if not options.num_prompt_tokens + options.prefix_prompt:
+        for name, value in (("--prompt-init", args.prompt_init),
+                            (f"--prompt-func={args.prompt_func}", args.prompt_func != "lstm")):
+            if value:
+                raise ValueError(f"{name} shapes a continuous prompt, and there is none; give --continuous-prompt "
+                                 "--num-prompt-tokens=N or --prefix-prompt=N, or leave it out")

@@ -144,6 +144,11 @@ class Tokenizer(ABC):
             raise ValueError(f"no token has id {token_id}; this tokenizer has {self.num_tokens} tokens")
         return self._text_token(token_id)
 
+    def token_strings(self) -> list[str]:
+        """The string of every id; ids that no token has (ChineseSP skips some) have a name of their own."""
+        known = [token in self._command_strings or token < self.num_text_tokens for token in range(self.num_tokens)]
+        return [self.id_to_token(token) if known[token] else f"[unused{token}]" for token in range(self.num_tokens)]
+
     @abstractmethod
     def _text_token(self, token_id: int) -> str:
         """String of a token of the vocabulary file."""

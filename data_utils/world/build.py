@@ -107,7 +107,7 @@ def table_of(tokenizer: Tokenizer, documents: list[str]) -> str:
                 protected.add(tokenizer.word_to_id(form, keep_blank=True))
             except ValueError:  # not a single token here, so no verbalizer either
                 continue
-    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.num_tokens)]
+    tokens = tokenizer.token_strings()
     return vocab_file_text(tokens, counts, protected)
 
 

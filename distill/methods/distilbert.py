@@ -81,7 +81,9 @@ class DistilBERT(GLMStudent):
 
     def pairs(self, t_no: int = 0) -> Sequence[Pair]:
         alpha, depths = self.args.distilbert_alpha_cos, (self.config.num_layers, self.teachers[t_no].num_layers)
-        return (Pair("distilbert_alpha_cos", *map(self._place, depths), weight=alpha),) if alpha > 0 else ()
+        if alpha <= 0 or not self.has_token_labels:
+            return ()
+        return (Pair("distilbert_alpha_cos", *map(self._place, depths), weight=alpha),)
 
     def inter_loss(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
                    t_hook: Hook, keep_batch: bool = False, t_no: int = 0, loss_mask: torch.Tensor | None = None,

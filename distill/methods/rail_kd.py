@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from distill.flag_types import width
 from distill.layer_maps import hidden_state, random_layer_map, uniform_layer_map
 from distill.losses import reduce_rows
 from distill.schedules import redraw_period
@@ -55,7 +56,7 @@ class RailKD(GLMStudent):
         group.add_argument("--rail_kd_inter_rate", type=float, default=0.3334, help="weight of the intermediate loss")
         group.add_argument("--rail_kd_layer_wise_alpha", type=float, default=1.0,
                            help="weight of each layer without rail_kd_concatenated")
-        group.add_argument("--rail_kd_u", type=int, default=128, help="width that states are projected to")
+        group.add_argument("--rail_kd_u", type=width, default=128, help="width that states are projected to")
         group.add_argument("--rail_kd_epochs", type=int, default=1,
                            help="redraw every so many epochs of fine-tuning; 0 = by iterations")
         group.add_argument("--rail_kd_iters", type=int, default=3000,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.flag_types import width
 from distill.losses import kl_divergence
 from distill.student import GLMStudent, Loss, TeacherSpec, register_method
 from model.parallel.groups import parallel_state
@@ -50,7 +51,7 @@ class UniversalKD(GLMStudent):
         group.add_argument("--universal_kd_cg", action="store_true", help="only the final states")
         group.add_argument("--universal_kd_avg", action="store_true", help="mean over positions instead of the first")
         group.add_argument("--universal_kd_gamma", type=float, default=0.5, help="weight of the intermediate loss")
-        group.add_argument("--universal_kd_size", type=int, default=0, help="projected width; 0 = the student's")
+        group.add_argument("--universal_kd_size", type=width, default=0, help="projected width; 0 = the student's")
 
     @classmethod
     def check_flags(cls, args: Any) -> None:

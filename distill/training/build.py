@@ -13,6 +13,7 @@ from data_utils.tokenizers import Tokenizer, padded_vocab_size
 from distill.distill_model import build_student
 from distill.multi_teacher_model import OutputShape, attach_combiner, attach_live_teachers
 from distill.teacher_offload import TeacherOffload
+from distill.teacher_parallel import remember_groups, teacher_parallel
 from distill.teachers import TeacherSpec, build_teachers, disabled_teachers, teacher_specs
 from distill.training.batches import Source
 from distill.training.compile import compile_layers
@@ -32,7 +33,7 @@ from model.checkpoint.load import HEAD_PREFIXES, STUDENT_PREFIXES, LoadReport, l
 from model.config import ModelConfig
 from model.glm import GLMModel
 from model.heads import MultiTokenCloze, MultiTokenClozeFast, SequenceClassification, SingleTokenCloze
-from model.parallel.groups import parallel_state
+from model.parallel.groups import parallel_state, use_parallel_state
 from model.parallel.sharding import mark_replicated_parameters
 from model.prompt import start_prompt
 from tasks.encoding import label_word_ids
@@ -56,12 +57,16 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     """
     config = student_config(args, tokenizer)
     specs = teacher_specs(args)
-    teachers = build_teachers(
-        specs, config, build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
-        load_weights=lambda model, path: load_weights(model, path, args),
-        load_part=_teacher_loader(args),
-        map_rows=lambda size: _map_rows(size, args, tokenizer),
-        place=lambda model, spec: model.to("cpu" if args.teacher_offload else runtime.device, _teacher_dtype(spec)))
+    parallel = teacher_parallel(args) if specs else None
+    with use_parallel_state(parallel.state if parallel else None):
+        teachers = build_teachers(
+            specs, config, build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
+            load_weights=lambda model, path: load_weights(model, path, args),
+            load_part=_teacher_loader(args),
+            map_rows=lambda size: _map_rows(size, args, tokenizer),
+            place=lambda model, spec: model.to("cpu" if args.teacher_offload else runtime.device, _teacher_dtype(spec)))
+    for teacher in teachers:
+        remember_groups(teacher, parallel)
     if args.student_model and not specs:
         logger.warning("--student_model=%s has no teacher (--teacher_load_pretrained): the model is trained alone",
                        args.student_model)
@@ -90,6 +95,7 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
         model, args, run, student=student, teachers=teachers, combiner=combiner,
         disabled=disabled_teachers(args, len(specs)) if specs else (), stage=stage_of(task),
         loss_kind="adapet" if args.adapet else args.loss_func, num_tokens=tokenizer.num_tokens)
+    context.teacher_parallel = parallel
     if args.teacher_offload:
         context.visit = TeacherOffload(teachers, runtime.device)
     if args.fused_lm_loss:

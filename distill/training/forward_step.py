@@ -19,6 +19,7 @@ from torch import nn
 
 from distill.multi_teacher_model import MultiTeacherModel
 from distill.student import GLMStudent
+from distill.teacher_parallel import TeacherParallel
 from distill.training.random_data import randomised
 from distill.training.run_state import RunState
 from model.checkpoint.nonparameters import backbone_of
@@ -43,6 +44,7 @@ class StepContext:
         combiner: of the teachers.
         disabled: teachers that are not run (``--mt_disable_operation``), empty for none.
         visit: context in which the weights of a teacher are on the device.
+        teacher_parallel: runs teachers of another model-parallel size; None: they are cut as the student is.
         stage: ``"lm"`` for token losses (pretraining, language-model tasks), ``"choice"`` for scores of choices.
         loss_kind: of the choice loss.
         num_tokens: of the tokenizer; None: the size of the vocabulary, padding included.
@@ -57,10 +59,17 @@ class StepContext:
     combiner: MultiTeacherModel | None = None
     disabled: Sequence[bool] = ()
     visit: Callable[[int], AbstractContextManager[Any]] = nullcontext
+    teacher_parallel: TeacherParallel | None = None
     stage: str = "lm"
     loss_kind: str = "cross_entropy"
     num_tokens: int | None = None
     fused: Callable[[StepContext, Batch, torch.Tensor | float | None], StepOutput] | None = None
+
+    def __post_init__(self) -> None:
+        if self.student is not None:
+            for module in self.student.modules():
+                if isinstance(module, GLMStudent):
+                    module.has_token_labels = self.stage == "lm"
 
     @property
     def is_distilling(self) -> bool:
@@ -211,7 +220,7 @@ def _run_teachers(context: StepContext, batch: Batch, hooks: Sequence[Hook],
             operations = student.get_teacher_hook_op(t_no=t_no)
         is_live = any(parameter.requires_grad for parameter in teacher.parameters())
         with context.visit(t_no), nullcontext() if is_live else torch.no_grad():
-            logits, inter_vars = run_model(context, teacher, batch, hooks[t_no], operations)
+            logits, inter_vars = _run_teacher(context, t_no, batch, hooks[t_no], operations)
             output = {"logits": logits}
             if context.args.mt_has_loss:
                 output["loss"], output["loss_batch"] = hard_loss(
@@ -220,6 +229,20 @@ def _run_teachers(context: StepContext, batch: Batch, hooks: Sequence[Hook],
         variables.append(inter_vars)
         outputs.append(output)
     return variables, outputs
+
+
+def _run_teacher(context: StepContext, t_no: int, batch: Batch, hook: Hook,
+                 operations: dict[str, Any]) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    teacher, parallel = context.teachers[t_no], context.teacher_parallel
+    if parallel is None:
+        return run_model(context, teacher, batch, hook, operations)
+    if operations and parallel.is_shared:
+        raise ValueError(f"--teacher-model-parallel-size={parallel.state.model_size}: {context.args.student_model} "
+                         "alters tensors inside the teachers, which then cannot serve several students at once: give "
+                         "at most --model-parallel-size")
+    names = TapRequest.from_hook(hook, context.student.teachers[t_no].num_layers).names
+    return parallel.run(batch, lambda shared: run_model(context, teacher, shared, hook, operations), names,
+                        is_cut=context.stage == "lm")
 
 
 def _labels(context: StepContext, batch: Batch) -> dict[str, torch.Tensor | None]:

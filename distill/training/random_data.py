@@ -26,24 +26,24 @@ def randomised(batch: Batch, student: GLMStudent, num_tokens: int) -> Batch:
     behind. The ids are the same on all ranks of a model-parallel group, and again after a resume.
 
     Args:
-        batch: with token ids under ``tokens`` [b, s] or ``text`` [b, s] or [b, c, s]; it is not changed.
+        batch: with token ids under ``tokens`` [b, s] or ``text`` [b, s] or [b, c, s], and those of answers apart under
+            ``dec_text`` [b, c, d]; it is not changed.
         num_tokens: ids are drawn below it (the padding of the vocabulary has none).
     """
     args, run = student.args, student.run
     passes = pass_numbers(args.distill_random_data_n, "distill_random_data_n")
     if not args.distill_random_data or run.repeat not in passes:
         return batch
-    name = "tokens" if "tokens" in batch else "text"
-    method = args.distill_random_data_method
-
-    def draw(generator: random.Random) -> torch.Tensor:
-        return random_ids(batch[name], method, num_tokens, generator)
-
-    ids = student.draw("distill_random_data", draw, run.iteration, run.micro_step, run.repeat,
-                       parallel_state().data_rank)
+    method, ids = args.distill_random_data_method, {}
+    for name in ("tokens", "text", "dec_text"):
+        if name in batch:
+            draw = "distill_random_data" if name != "dec_text" else "distill_random_answers"
+            ids[name] = student.draw(
+                draw, lambda generator, given=batch[name]: random_ids(given, method, num_tokens, generator),
+                run.iteration, run.micro_step, run.repeat, parallel_state().data_rank)
     if args.distill_random_data == "replace":
-        return {**batch, name: ids}
-    return {key: torch.cat([value, ids if key == name else value]) for key, value in batch.items()}
+        return {**batch, **ids}
+    return {key: torch.cat([value, ids.get(key, value)]) for key, value in batch.items()}
 
 
 def random_ids(ids: torch.Tensor, method: str, num_tokens: int, generator: random.Random) -> torch.Tensor:

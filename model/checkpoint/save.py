@@ -141,6 +141,7 @@ def save_checkpoint(directory: str | Path, tag: str, payload: Mapping[str, Any] 
                 mp_size=mp_size)
 
     first = is_first_rank
+    _together(agree, None)  # nobody reads a checkpoint any more
     _together(agree, partial(begin, directory, tag) if first else None)
     _together(agree, write, clean_up=partial(remove_folder, staging) if first else None)
     _together(agree, finish if first else None)

@@ -72,7 +72,7 @@ def test_sizes(value, rows):
 def fake_tokenizer(size: int = 60) -> SimpleNamespace:
     ids = {"unk": 3}
     return SimpleNamespace(num_tokens=size, commands=[SimpleNamespace(id=i) for i in range(7)],
-                           command_id=ids.__getitem__, id_to_token=lambda token: f"t{token}")
+                           command_id=ids.__getitem__, token_strings=lambda: [f"t{token}" for token in range(size)])
 
 
 def build_student(folder: str) -> dict[str, torch.Tensor]:

@@ -183,7 +183,7 @@ def build_case(folder: Path, options: Options) -> Case:
     glm = backbone(config, task)
     specs = teacher_specs(args)
     student = build_student(glm, args, teachers=specs, run=run) if args.student_model else None
-    combiner = attach_combiner(student, args, output_shape(task)) if student is not None else None
+    combiner = attach_combiner(student, args, output_shape(task, args)) if student is not None else None
     teachers = [_build_teacher(spec, config, folder, args, task).to(dtype) for spec in specs]
     if student is not None:
         attach_live_teachers(student, teachers, args)
