@@ -1,14 +1,26 @@
-"""What a loader's worker process does first."""
+"""What a worker process does first."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 
 import torch
 
 #: Seconds that a worker lives on after SIGTERM, so that the training process can finish its step and save.
 GRACE = 30
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """Have the system kill this process when the one that forked it has died.
+
+    A worker that outlives a killed rank holds copies of its connections, and the other ranks would wait.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def start_worker(_: int) -> None:
@@ -17,6 +29,7 @@ def start_worker(_: int) -> None:
     A launcher sends SIGTERM to the whole process tree. A worker that obeyed at once would take the training process
     with it before that has saved; so it goes on for a while, and ends with its parent.
     """
+    end_with_parent()
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survive a fork
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))

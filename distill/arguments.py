@@ -186,6 +186,10 @@ def _limit_model_parallel(args: argparse.Namespace, notes: list[str]) -> None:
     if args.model_parallel_size > world_size:
         notes.append(f"--model-parallel-size {args.model_parallel_size} -> {world_size}: the number of processes")
         args.model_parallel_size = world_size
+    if (args.teacher_model_parallel_size or 0) > world_size:
+        notes.append(f"--teacher-model-parallel-size {args.teacher_model_parallel_size} -> {world_size}: the number of "
+                     "processes")
+        args.teacher_model_parallel_size = world_size
 
 
 def _resolve_engine(args: argparse.Namespace, notes: list[str]) -> None:

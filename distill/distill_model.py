@@ -1,12 +1,18 @@
 """Where a distillation method is found and where a new one is added.
 
-The methods of this version, with the value of ``--student_model``:
+The methods of this version are the files of :mod:`distill.methods`; docs/methods.md describes them, with their commands
+and flags. By what they match, with the value of ``--student_model``:
 
-    ============== ================================================= ==============================
-    kd             soft and hard labels (Hinton et al. 2015; PD)     distill/methods/kd.py
-    logitsdistil   GLMD: vocabulary logits at all positions          distill/methods/glmd.py
-    tinybert       attention and hidden states, layer by layer       distill/methods/tinybert.py
-    ============== ================================================= ==============================
+    ============================= ====================================================================
+    predictions                   kd, annealing_kd, continuation_kd
+    vocabulary logits             logitsdistil (GLMD)
+    attention                     minilm, minilmv2
+    hidden states                 pkd, alp_kd, rail_kd, universal_kd, lrc_bert, mgskd, ckd, erdistill
+    attention and hidden states   tinybert, sid, mobilebert
+    predictions and hidden states distilbert, diito
+    replaced layers, no loss      theseus
+    several methods at once       mixbaseline
+    ============================= ====================================================================
 
 To add one, write a class at the end of this file, or in a file of your own given as ``--user-module=my_method.py``
 (which starts with
@@ -32,8 +38,8 @@ It is ``--student_model=middle_layer``; ``@register_method("name")`` above the c
 its own come from a class method ``add_flags(parser)``. Nothing has to call ``super()`` but ``__init__``.
 """
 
+import distill.methods  # noqa: F401  (registers the methods)
 from distill.losses import cosine_distance, information_entropy, kl_divergence, mse, soft_cross_entropy
-from distill.methods import glmd, kd, tinybert  # noqa: F401  (registers the methods)
 from distill.student import (
     METHODS,
     GLMStudent,

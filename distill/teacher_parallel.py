@@ -35,6 +35,11 @@ class TeacherParallel:
     def __init__(self, state: ParallelState) -> None:
         self.state = state
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether a teacher serves several students."""
+        return self.state.model_size > parallel_state().model_size
+
     def run(self, batch: Batch, run: Callable[[Batch], Outputs], names: Sequence[str], *, is_cut: bool) -> Outputs:
         """Output and tapped tensors of a teacher, cut as the student's.
 
@@ -48,9 +53,9 @@ class TeacherParallel:
         """
         student, size = parallel_state(), self.state.model_size
         own, result = self.state.model_rank - self.state.model_rank % student.model_size, None
-        firsts = range(0, size, student.model_size) if size > student.model_size else [own]
+        firsts = range(0, size, student.model_size) if self.is_shared else [own]
         for first in firsts:
-            shared = self._shared(batch, first) if len(firsts) > 1 else batch
+            shared = self._shared(batch, first) if self.is_shared else batch
             with use_parallel_state(self.state), torch.no_grad():
                 output, inter_vars = run(shared)
             output = self._recut(output, student, -1) if is_cut else output

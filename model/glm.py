@@ -120,7 +120,8 @@ class GLMModel(nn.Module):
         return F.linear(copy_to_model_parallel_region(hidden), table)
 
     def output_layer(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The two factors of the logits: [..., h] -> ([..., h'] replicated, this rank's rows of the table [v/p, h'])."""
+        """The two factors of the logits: [..., h] -> ([..., h'] replicated, this rank's rows of the table [v/p, h']).
+        """
         if self.config.compress_word_emb:
             hidden = self.decompress_emb_mlp(hidden)
         table = self.word_embeddings.weight

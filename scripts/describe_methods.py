@@ -16,8 +16,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,6 +49,7 @@ class Description:
         commands: those of its section that use it.
         sizes: what it requires of the sizes.
         coupled: why a sample's loss depends on the other samples of the micro-batch, or "".
+        coupled_by: the flag that makes it so, if the published commands do not.
     """
 
     names: tuple[str, ...]
@@ -62,6 +62,11 @@ class Description:
     commands: tuple[Command, ...]
     sizes: str
     coupled: str
+    coupled_by: str
+
+    @property
+    def coupled_cell(self) -> str:
+        return f"with `{self.coupled_by}`" if self.coupled_by else "yes" if self.coupled else ""
 
     @property
     def anchor(self) -> str:
@@ -80,28 +85,31 @@ class Description:
         return f"`{os.path.commonprefix(names)}*`"
 
 
+@cache
 def describe_methods() -> list[Description]:
     """All methods of this version, in the order of distill/readme.md."""
     own = {name: cls for name, cls in METHODS.items() if cls.__module__.startswith("distill.methods.")}
     return _describe(own, "student_model", _student_sizes, _student_coupling)
 
 
+@cache
 def describe_combiners() -> list[Description]:
     """All combiners, in the order of distill/readme.md."""
-    return _describe(COMBINERS, "multi_teacher_model", lambda cls, commands: "", _combiner_coupling)
+    own = {name: cls for name, cls in COMBINERS.items() if cls.__module__.startswith("distill.multi_teacher.")}
+    return _describe(own, "multi_teacher_model", lambda cls, commands: "", _combiner_coupling)
 
 
 def methods_page() -> str:
     """The text of docs/methods.md."""
     methods, combiners = describe_methods(), describe_combiners()
     lines = [_PREFACE, "", "## Methods", "",
-             "| `--student_model` | paper | stages | sizes | coupled | flags |", "| --- | --- | --- | --- | --- | --- |"]
-    lines += [_row(f"[`{m.names[0]}`](#{m.anchor})", m.paper, m.stages, m.sizes, "yes" if m.coupled else "", m.flag_family)
+             "| `--student_model` | paper | stages | sizes | coupled | flags |",
+             "| --- | --- | --- | --- | --- | --- |"]
+    lines += [_row(f"[`{m.names[0]}`](#{m.anchor})", m.paper, m.stages, m.sizes, m.coupled_cell, m.flag_family)
               for m in methods]
     lines += ["", _COMBINER_PREFACE, "", "| `--multi_teacher_model` | paper | stages | coupled | flags |",
               "| --- | --- | --- | --- | --- |"]
-    lines += [_row(f"[{_names(c)}](#{c.anchor})", c.paper, c.stages, "yes" if c.coupled else "", c.flag_family)
-              for c in combiners]
+    lines += [_row(f"[{_names(c)}](#{c.anchor})", c.paper, c.stages, c.coupled_cell, c.flag_family) for c in combiners]
     lines += ["", _PREFIX_PREFACE, "", *(f"```shell\n{block}```" for block in _prefix_blocks()), ""]
     blocks = shell_blocks(COMMANDS_PAGE)
     for description in (*methods, *combiners):
@@ -121,28 +129,29 @@ def readme_tables() -> dict[str, str]:
 def with_tables(readme: str) -> str:
     """The README's text with the present tables in their places. Raises ValueError if a place is missing."""
     for place, table in readme_tables().items():
-        readme, count = re.subn(rf"<!-- {place} -->\n.*?<!-- /{place} -->",
-                                lambda _, p=place, t=table: f"<!-- {p} -->\n{t}\n<!-- /{p} -->", readme, flags=re.DOTALL)
-        if count != 1:
-            raise ValueError(f"README.md needs one place <!-- {place} --> … <!-- /{place} -->, not {count}")
+        start, end = f"<!-- {place} -->\n", f"<!-- /{place} -->"
+        if readme.count(start) != 1 or readme.count(end) != 1:
+            raise ValueError(f"README.md needs one place {start.strip()} … {end}")
+        before, _, rest = readme.partition(start)
+        readme = f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
     return readme
 
 
 # ---- from the code ----------------------------------------------------------------------------------------------
 
 def _describe(registry: dict[str, type], flag: str, sizes: Callable[[type, tuple[Command, ...]], str],
-              coupling: Callable[[type, tuple[Command, ...]], str]) -> list[Description]:
+              coupling: Callable[[type, tuple[Command, ...]], tuple[str, str]]) -> list[Description]:
     page, found = read_commands(COMMANDS_PAGE), []
     for cls in dict.fromkeys(registry.values()):
         names = tuple(name for name, other in registry.items() if other is cls)
         commands = tuple(command for command in page if command.section in names
                          and any(f"--{flag}={name}" in command.args for name in names))
         if not commands:
-            raise ValueError(f"{COMMANDS_PAGE.name} has no section (`{names[0]}`) with a command of --{flag}={names[0]}")
+            raise ValueError(f"distill/readme.md has no section (`{names[0]}`) with a command of --{flag}={names[0]}")
         title, paper, summary, details = _docstring(cls)
         source = f"{cls.__module__.replace('.', '/')}.py"
         found.append(Description(names, title, paper, summary, details, source, _own_flags(cls), commands,
-                                 sizes(cls, commands), coupling(cls, commands)))
+                                 sizes(cls, commands), *coupling(cls, commands)))
     order = list(shell_blocks(COMMANDS_PAGE))
     return sorted(found, key=lambda description: order.index(description.names[0]))
 
@@ -173,7 +182,6 @@ def _papers(text: str) -> str:
 def _markdown(text: str) -> str:
     """Docstring markup as Markdown: code, references, and formulas set off from the text."""
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
-    text = re.sub(r"\n\nLegend: ", "\n\nLegend: ", text)
     parts = re.split(r"(`[^`\n]*`|(?m:^    .*$))", text)
     return "".join(part if i % 2 else re.sub(r"([*<])", r"\\\1", part) for i, part in enumerate(parts))
 
@@ -187,7 +195,7 @@ def _own_flags(cls: type[GLMStudent] | type[MultiTeacherModel]) -> tuple[argpars
 
 # ---- from trying ------------------------------------------------------------------------------------------------
 
-@lru_cache(maxsize=None)
+@cache
 def _glm(config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
         return GLMModel(config)
@@ -201,7 +209,7 @@ def _student(cls: type[GLMStudent], command: Command, words: tuple[str, ...] = (
         return cls(_glm(config), args, teachers=teacher_specs(args))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parsed(words: tuple[str, ...], stage: str) -> Any:
     return parse_args(words, stage)
 
@@ -231,10 +239,11 @@ def _suits(cls: type[GLMStudent], command: Command, words: tuple[str, ...],
     return True
 
 
-def _student_coupling(cls: type[GLMStudent], commands: tuple[Command, ...]) -> str:
+def _student_coupling(cls: type[GLMStudent], commands: tuple[Command, ...]) -> tuple[str, str]:
+    """The reason under the published commands; else under one more flag of the method, and this flag."""
     for command in commands:
         if reason := _student(cls, command).batch_coupled:
-            return reason
+            return reason, ""
     for action in _own_flags(cls):
         if action.choices is None and action.type in (None, int, float):
             value = True if action.nargs == 0 else 2 if action.type else "2"
@@ -243,13 +252,13 @@ def _student_coupling(cls: type[GLMStudent], commands: tuple[Command, ...]) -> s
             except ValueError:  # not a value that this flag can have
                 continue
             if reason:
-                return f"with `{action.option_strings[0]}`: {reason}"
-    return ""
+                return reason, action.option_strings[0]
+    return "", ""
 
 
-def _combiner_coupling(cls: type[MultiTeacherModel], commands: tuple[Command, ...]) -> str:
+def _combiner_coupling(cls: type[MultiTeacherModel], commands: tuple[Command, ...]) -> tuple[str, str]:
     reasons = [cls(_parsed(command.args, command.stage)).batch_coupled for command in commands]
-    return next(filter(None, reasons), "")
+    return next(filter(None, reasons), ""), ""
 
 
 # ---- as text ----------------------------------------------------------------------------------------------------
@@ -263,7 +272,8 @@ def _section(description: Description, commands: str) -> Iterator[str]:
     if description.sizes:
         yield f"Sizes: {description.sizes}.\n"
     if description.coupled:
-        yield f"Coupled: {description.coupled}.\n"
+        condition = f" with `{description.coupled_by}`" if description.coupled_by else ""
+        yield f"Coupled{condition}: {description.coupled}.\n"
     yield f"```shell\n{commands}```"
     if description.flags:
         yield "\n| flag | default | |\n| --- | --- | --- |"
@@ -294,22 +304,28 @@ _PREFACE = """# Methods
 
 <!-- Written by `python -m scripts.describe_methods` from the code and distill/readme.md; a test compares. -->
 
-Every method is one class in a file of its own, every combiner of several teachers another. The commands are the published ones; more of them, and
-recipes that join methods, stand in [distill/readme.md](../distill/readme.md).
+Every method is one class in a file of its own, every combiner of several teachers another. The commands are the
+published ones; more of them, and recipes that join methods, stand in [distill/readme.md](../distill/readme.md).
 
-- **sizes**: what a method requires with the flags of its first command, S layers in the student and T in the teacher. An error before the first step gives
-  the numbers, and the flag that does without, where there is one. Where nothing is said, any sizes go together.
-- **coupled**: the loss of a sample depends on the others of its micro-batch, so it matters how a batch is split over ranks and accumulation.
-  All other losses are the same for every split; the tests hold them to it.
-- **formulas**: `seg(k)` is the teacher's layer that stands for layer k of the student (evenly spaced); hidden state 0 is the embedding."""
+- **stages**: where the published commands use it.
+- **sizes**: what a method requires with the flags of its first command, with S layers in the student and T in the
+  teacher. An error before the first step gives the numbers, and the flag that does without, where there is one. Where
+  nothing is said, any sizes go together. `mixbaseline` has the needs of its members, here TinyBERT, MiniLMv2, MiniLM
+  and DistilBERT.
+- **coupled**: the loss of a sample depends on the others of its micro-batch, so it matters how a batch is split over
+  ranks and accumulation. All other losses are the same for every split; the tests hold them to it.
+- **formulas**: `s` and `t` are student and teacher; `seg k` is the teacher's layer that stands for layer k of the
+  student (evenly spaced); hidden state 0 is the embedding."""
 
 _COMBINER_PREFACE = """## Combiners
 
-With several teachers (`--mt_load_pretrained=p1:p2 --mt_num_layers=24:12 …`), a combiner makes one loss of theirs. It goes with every method."""
+With several teachers (`--mt_load_pretrained=p1:p2 --mt_num_layers=24:12 …`), a combiner makes one loss of theirs. It
+goes with every method."""
 
 _PREFIX_PREFACE = """## Prefixes of the commands
 
-The methods share these; [distill/readme.md](../distill/readme.md#prefixes) says how stages and teachers are joined. `# + flags` are published additions."""
+The methods share these; [distill/readme.md](../distill/readme.md#prefixes) says how stages and teachers are joined.
+`# + flags` are published additions."""
 
 
 def main() -> None:

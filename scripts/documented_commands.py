@@ -1,7 +1,7 @@
 """Finds the command lines in our Markdown pages and resolves their shell variables.
 
-Read are fenced shell blocks, indented blocks and code spans. A page may define variables (``NAME="…"``), which its later
-lines use, and write additions to the last command as ``# + --flag``; each addition is a command of its own.
+Read are fenced shell blocks, indented blocks and code spans. A page may define variables (``NAME="…"``), which its
+later lines use, and write additions to a command below it as ``# + --flag``; each makes a further command.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ def read_commands(page: Path) -> list[Command]:
     """All commands of a page, in order. Raises ValueError for a variable that the page does not define."""
     commands: list[Command] = []
     variables: dict[str, str] = {}
+    base = ""
     for line, section in _code_lines(page.read_text(encoding="utf-8")):
         if line.startswith("# + "):
-            commands.append(_command(f"{commands[-1].text} {line.removeprefix('# + ')}", variables, section, page))
+            commands.append(_command(f"{base} {line.removeprefix('# + ')}", variables, section, page))
         elif match := _ASSIGNMENT.fullmatch(line):
             variables[match[1]] = _resolve(match[2].strip('"'), variables, page)
         elif _SCRIPT.search(_resolve(line, variables, page)):
+            base = line
             commands.append(_command(line, variables, section, page))
     return commands
 

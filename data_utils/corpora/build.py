@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -23,14 +21,14 @@ from tqdm import tqdm
 from data_utils.corpora.readers import Reader
 from data_utils.corpora.registry import Source
 from data_utils.tokenizers.base import Tokenizer
+from data_utils.workers import end_with_parent
 
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 4 << 20
 _SMALLEST_CHUNK = 64 << 10
-_IN_PROCESS_BYTES = 1 << 20
+_IN_PROCESS_BYTES = 8 << 20  # half a second: starting processes, each with an empty word memory, costs more
 _BATCH_DOCUMENTS = 1000
-_PR_SET_PDEATHSIG = 1
 # A stray broken character is replaced, as always; more of them mean another encoding. The last one may be cut in two.
 _BROKEN_CHARACTERS = 4
 _BROKEN_SHARE = 0.002
@@ -222,10 +220,9 @@ def _start_worker(encoder: ChunkEncoder, parent: int) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survive a fork
-    if sys.platform == "linux":  # a worker goes when its parent is killed
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent()
+    if os.getppid() != parent:  # it died before that
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _work(chunk: Chunk) -> Encoded:

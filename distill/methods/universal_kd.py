@@ -1,5 +1,5 @@
-"""Universal-KD (Wu et al., EMNLP 2021, aclanthology:2021.emnlp-main.603): each student layer learns an attention mixture
-of all teacher layers.
+"""Universal-KD (Wu et al., EMNLP 2021, aclanthology:2021.emnlp-main.603): each student layer learns an attention
+mixture of all teacher layers.
 
     s_k = P_k pool(hid_s k),  t_j = Q_j pool(hid_t j),  alpha_kj = softmax_j(s_k . t_j)
     L = gamma sum_k mean_b KL(softmax(sum_j alpha_kj t_j) || softmax(s_k)),     k = 1..S-1, j = 1..T-1

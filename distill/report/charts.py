@@ -29,7 +29,7 @@ def thinned(curve: Curve) -> Curve:
     return thin
 
 
-def ticks(low: float, high: float, count: int = 4) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers in [low, high]."""
     if high <= low:
         return [low]

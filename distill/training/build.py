@@ -145,8 +145,8 @@ def with_head(model: nn.Module, config: ModelConfig, args: Any, task: TaskSpec |
         return model
     if task.head == "multi_token" and args.fast_decode:
         if config.ib_word_emb:
-            raise ValueError("--fast-decode puts the answers of an example behind each other, where --ib_word_emb would "
-                             "join the vectors of different answers; leave one of both out (a teacher's form has "
+            raise ValueError("--fast-decode puts the answers of an example behind each other, where --ib_word_emb "
+                             "would join the vectors of different answers; leave one of both out (a teacher's form has "
                              "--teacher_ or --mt_ before it)")
         return MultiTokenClozeFast(model, args.length_penalty)
     if task.head == "multi_token":
@@ -178,7 +178,8 @@ def build_schedule(args: Any, source: Source) -> LearningRateSchedule:
 
 def count_parameters(model: nn.Module, *, only_trainable: bool = False) -> int:
     """Parameters of the whole model, over its model-parallel ranks."""
-    size = parallel_state().model_size
+    state = next((module.parallel_state for module in model.modules() if hasattr(module, "parallel_state")), None)
+    size = (state or parallel_state()).model_size
     return sum(parameter.numel() * (size if getattr(parameter, "model_parallel", False) else 1)
                for parameter in model.parameters() if parameter.requires_grad or not only_trainable)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import dis
 import logging
 import os
+import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +33,15 @@ ROOMS = ("distill", "model", "data_utils", "tasks")
 STOPPED = 143
 #: Exit code for a mistake in the command or in what it names, as argparse has it.
 MISTAKE = 2
+#: Exit code of a run that another process has let down.
+ABANDONED = 1
+#: Seconds that a run which has failed may take to leave its process groups.
+LEAVING = 30.0
 #: A collective may wait for the slowest rank's tokenising of a corpus.
 COLLECTIVE_TIMEOUT = timedelta(hours=2)
+# What Gloo and NCCL say when the process at the other end has ended, and torch's loader of one of its own.
+_RANK_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_WORKER_GONE = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed|exited)")
 
 
 @dataclass(frozen=True)
@@ -98,18 +107,41 @@ def _read_launch(environ: Mapping[str, str], local_rank: int | None) -> Launch:
 def run_script(main: Callable[[], int]) -> int:
     """Run an entry script; a mistake of the person who typed the command is told in words instead of a traceback.
 
+    Where another rank or a worker process has gone, that is told too: the traceback is at fault nowhere.
+
     Returns:
-        The exit code of ``main``, or :data:`MISTAKE`.
+        The exit code of ``main``, :data:`MISTAKE` or :data:`ABANDONED`.
     """
     try:
         return main()
     except (ValueError, OSError) as error:
         if not is_told(error):
             raise
-        rank, message = _read_launch(os.environ, None).rank, " ".join(str(error).split())
-        sys.stdout.flush()
-        sys.stderr.write(f"{f'[rank {rank}] ' if rank else ''}error: {message}\n")
-        return MISTAKE
+        return _tell(str(error), MISTAKE)
+    except RuntimeError as error:
+        message = who_is_gone(error)
+        if message is None:
+            raise
+        return _tell(message, ABANDONED)
+
+
+def _tell(message: str, code: int) -> int:
+    rank = _read_launch(os.environ, None).rank
+    sys.stdout.flush()
+    sys.stderr.write(f"{f'[rank {rank}] ' if rank else ''}error: {' '.join(message.split())}\n")
+    return code
+
+
+def who_is_gone(error: RuntimeError) -> str | None:
+    """What to tell if the error comes from another process that has ended; None for any other error."""
+    text = str(error)
+    if any(part in text for part in _RANK_GONE):
+        return ("another rank has ended; its own message says why. The checkpoints are whole: go on from the last one "
+                "with --load")
+    if match := _WORKER_GONE.search(text):
+        return (f"the data worker with process id {match[1]} was ended from outside, as the system does when memory "
+                "runs out. The checkpoints are whole: go on from the last one with --load, with fewer --num-workers")
+    return None
 
 
 def is_told(error: BaseException) -> bool:
@@ -138,19 +170,42 @@ def running(args: Any) -> Iterator[Runtime]:
     undo_logging = _set_up_logging(launch.rank)
     device = backend.local_device(launch.local_rank)
     made_group = _join_process_group(args, launch)
-    made_groups = False
+    made_groups, last_resort = False, None
     try:
         made_groups = _make_model_parallel(args.model_parallel_size)
         if args.seed > 0:
             seed_everything(args.seed)
         yield Runtime(launch, device)
+    except BaseException:
+        last_resort = _last_resort(launch)
+        raise
     finally:
         # Ranks that end without this sometimes abort after a correct run.
         if made_groups:
             groups.destroy_model_parallel()
         if made_group and dist.is_initialized():
             dist.destroy_process_group()
+        if last_resort is not None:
+            last_resort.cancel()
         undo_logging()
+
+
+def _last_resort(launch: Launch) -> threading.Timer | None:
+    """Ends the process if leaving its groups takes long: they may wait for ranks that wait for this one, and a launcher
+    acts only once it has ended. The error has not been printed by then, so the last resort prints it."""
+    if launch.world_size == 1:
+        return None
+    text = traceback.format_exc()
+
+    def give_up() -> None:
+        sys.stderr.write(f"{text}rank {launch.rank} could not leave its process groups within {LEAVING:.0f} s\n")
+        sys.stderr.flush()
+        os._exit(ABANDONED)
+
+    timer = threading.Timer(LEAVING, give_up)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _from_process_group(environ: Mapping[str, str]) -> Launch:

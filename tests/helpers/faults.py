@@ -35,7 +35,7 @@ class Fault:
     """What happens, and when.
 
     Attributes:
-        what: "kill" (SIGKILL), "terminate" (SIGTERM), "raise" (an exception), "full" (no space left on the device from
+        what: "kill" (SIGKILL), "terminate" (SIGTERM, to its workers too), "raise" (an exception), "full" (no space left on the device from
             then on, below the folder), "worker" (SIGKILL to a process that loads data).
         at: "step" (while optimizer step number ``count`` goes on), "change" (before change number ``count`` of the file
             system), "bytes" (after ``count`` written bytes of checkpoints and token caches, in the middle of a write).
@@ -56,7 +56,8 @@ class RankEnd:
     """How a rank ended: exit code (negative: the signal), what it printed, and how long after the first rank's end.
 
     Attributes:
-        changes, written: changes of the file system and bytes of checkpoints and caches; 0 after a kill.
+        steps, changes, written: optimizer steps, changes of the file system, bytes of checkpoints, caches and records;
+            0 where the rank did not come to its end.
         left_behind: whether processes of its group were still there after :data:`GRACE` seconds (they are ended).
     """
 
@@ -64,6 +65,7 @@ class RankEnd:
     output: str
     seconds: float
     later: float
+    steps: int
     changes: int
     written: int
     left_behind: bool
@@ -153,7 +155,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     for rank, pid in pids.items():
         ends[rank]["left_behind"] = not _group_ends(pid)
         counts = folder / f"counts-{rank}.json"
-        ends[rank].update(json.loads(counts.read_text()) if counts.is_file() else {"changes": 0, "written": 0})
+        ends[rank].update(json.loads(counts.read_text()) if counts.is_file() else {"steps": 0, "changes": 0, "written": 0})
         counts.unlink(missing_ok=True)
         ends[rank]["output"] = (folder / f"rank-{rank}.txt").read_text(errors="replace")
     return {"hung": hung, "ranks": [ends[rank] for rank in sorted(ends)]}
@@ -218,8 +220,9 @@ def _run_rank(request: dict[str, Any], rank: int) -> int:
     watch.install()
     main = {"pretrain": pretrain, "finetune": finetune}[request["stage"]].main
     code = run_script(lambda: main(request["argv"]))
-    watch.fault = None
-    (folder / f"counts-{rank}.json").write_text(json.dumps({"changes": watch.changes, "written": watch.written}))
+    watch.fault, watch.disk_is_full = None, False
+    counts = {"steps": watch.steps, "changes": watch.changes, "written": watch.written}
+    (folder / f"counts-{rank}.json").write_text(json.dumps(counts))
     return code
 
 
@@ -300,8 +303,10 @@ class Watch:
         elif what == "worker":
             children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
             os.kill(int(random.choice(children)), signal.SIGKILL)
+        elif what == "terminate":
+            os.killpg(0, signal.SIGTERM)
         else:
-            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Cut:

@@ -13,11 +13,13 @@ from torch import nn
 from distill.arguments import build_parser
 from distill.multi_teacher_model import attach_combiner, attach_live_teachers
 from distill.student import GLMStudent, build_student
+from distill.teacher_parallel import teacher_parallel
 from distill.teachers import build_teachers, disabled_teachers, teacher_specs
 from distill.training.build import backbone, output_shape, prompt_sizes, stage_of, with_head
 from distill.training.forward_step import StepContext, StepOutput, forward_step
 from distill.training.run_state import RunState
 from model.config import ModelConfig
+from model.parallel.groups import use_parallel_state
 from model.parallel.sharding import mark_replicated_parameters
 from tasks.registry import get_task
 from tests.golden.replay import whole_gradient
@@ -47,9 +49,11 @@ def tiny_context(*flags: str, run: RunState | None = None, dtype: torch.dtype = 
     config = ModelConfig.from_args(args, checkpoint_activations=checkpoint_activations, **prompt_sizes(args))
     torch.manual_seed(seed)
     glm, specs = backbone(config, task), teacher_specs(args)
-    teachers = build_teachers(specs, config, load_weights=lambda model, path: None,
-                              build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
-                              place=lambda teacher, spec: enlarged(teacher).to(dtype))
+    parallel = teacher_parallel(args)
+    with use_parallel_state(parallel.state if parallel else None):
+        teachers = build_teachers(specs, config, load_weights=lambda model, path: None,
+                                  build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
+                                  place=lambda teacher, spec: enlarged(teacher).to(dtype))
     student = build_student(glm, args, teachers=specs, run=run) if args.student_model else None
     combiner = attach_combiner(student, args, output_shape(task, args)) if student is not None else None
     if student is not None:
@@ -57,6 +61,7 @@ def tiny_context(*flags: str, run: RunState | None = None, dtype: torch.dtype = 
     model = enlarged(with_head(student if student is not None else glm, config, args, task)).to(dtype)
     mark_replicated_parameters(model)
     return StepContext(model.train(), args, run, student=student, teachers=teachers, combiner=combiner,
+                       teacher_parallel=parallel,
                        disabled=disabled_teachers(args, len(specs)) if specs else (),
                        stage=stage_of(task), loss_kind=args.loss_func)
 

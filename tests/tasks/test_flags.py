@@ -55,13 +55,17 @@ def test_what_cannot_act_is_refused(words: list[str], message: str) -> None:
 
 
 NOT_WIRED = {
-    "segment_length": ["--task=COPA", "--cloze-eval", "--segment-length=3"],
-    "fast_decode": ["--task=COPA", "--cloze-eval", "--fast-decode"],
     "block_lm_ratio": ["--task=COPA", "--cloze-eval", "--block-lm-ratio=0.5"],
-    "continuous_prompt": ["--task=RTE", "--cloze-eval", "--continuous-prompt", "--num-prompt-tokens=3"],
-    "prefix_prompt": ["--task=RTE", "--cloze-eval", "--prefix-prompt=3"],
-    "language_model": ["--task=WSC", "--cloze-eval"],
 }
+
+
+@pytest.mark.parametrize("words", [
+    ["--task=COPA", "--segment-length=3"], ["--task=COPA", "--fast-decode"], ["--task=WSC"],
+    ["--task=RTE", "--continuous-prompt", "--num-prompt-tokens=3", "--prompt-init"],
+    ["--task=RTE", "--prefix-prompt=3", "--prompt-func=mlp"], ["--task=WSC", "--prefix-prompt=3"],
+], ids=" ".join)
+def test_forms_that_are_trained(words: list[str]) -> None:
+    check_task_flags(parsed("--cloze-eval", *words))
 
 
 @pytest.mark.parametrize("dest", NOT_WIRED)
@@ -82,6 +86,10 @@ def test_what_is_encoded_but_not_trained_yet_stands_in_one_table(dest: str, monk
     (["--task=RTE", "--cloze-eval", "--continuous-prompt"], "--num-prompt-tokens=N .* belong together"),
     (["--task=RTE", "--cloze-eval", "--num-prompt-tokens=2"], "--num-prompt-tokens=N .* belong together"),
     (["--task=RTE", "--cloze-eval", "--prefix-prompt=-2"], "--prefix-prompt=-2 must not be negative"),
+    (["--task=RTE", "--cloze-eval", "--prompt-init"], "--prompt-init shapes a continuous prompt, and there is none"),
+    (["--task=RTE", "--prompt-func=mlp"], "--prompt-func=mlp shapes a continuous prompt"),
+    (["--task=WSC", "--cloze-eval", "--loss-func=mix"], "--loss-func=mix compares answers.*--wsc-negative"),
+    (["--task=WSC", "--cloze-eval", "--adapet"], "--adapet compares answers"),
     (["--task=RTE", "--prefix-prompt=2"], "--prefix-prompt puts tokens.*--cloze-eval"),
     (["--task=RTE", "--block-lm-ratio=1"], "--block-lm-ratio trains on patterns.*--cloze-eval"),
     (["--task=RTE", "--cloze-eval", "--block-lm-ratio=-1"], "--block-lm-ratio=-1.0 must not be negative"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from distill.teacher_parallel import cut_axis
 from distill.truncate import copy_front
 from model.parallel.groups import parallel_state, use_parallel_state
 from model.taps import LAYER_TAPS
+from tests.distill.training.small_runs import NO_DROPOUT, finetune_flags, losses, run, run_on_ranks, write_world
 from tests.golden.replay import whole_gradient
 from tests.helpers.distributed import run_distributed
 from tests.helpers.tiny_distill import COPA, TEACHER, choice_batch, step, tiny_context
@@ -113,3 +116,18 @@ def test_cut_axes(name: str) -> None:
     by_heads = {"query_layer", "key_layer", "value_layer", "attention_scores", "attention_probs"}
     by_width = {"mixed_query_layer", "mixed_key_layer", "mixed_value_layer", "context_layer"}
     assert cut_axis(f"transformer.layers.0.{name}") == (1 if name in by_heads else -1 if name in by_width else None)
+
+
+@pytest.mark.distributed
+def test_a_run_with_loaded_and_truncated_teachers(tmp_path: Path) -> None:
+    """Checkpoints of one file are cut in two while loading, for teachers only; each rank trains on its own batches."""
+    world = write_world(tmp_path)
+    teacher, common = tmp_path / "teacher", {"epochs": 1, "batch-size": 4, "lr": 1e-4}
+    assert run("finetune", [*finetune_flags(world, **common), *NO_DROPOUT, f"--save={teacher}"]) == 0
+    flags = [*finetune_flags(world, **common), *NO_DROPOUT, "--student_model=tinybert", "--tinybert_fit_compatible_mt",
+             "--distill_ft_soft", f"--mt_load_pretrained={teacher / 'copa'}", "--mt_num_layers=2:2",
+             "--mt_hidden_size=32:32", "--mt_num_attention_heads=4", "--mt_max_position_embeddings=64",
+             "--student_truncate_tn=1"]
+    run_on_ranks([("finetune", [*flags, f"--save={tmp_path / 'equal'}"]),
+                  ("finetune", [*flags, f"--save={tmp_path / 'cut'}", "--teacher-model-parallel-size=2"])], 2)
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "equal"), rel=1e-5)

@@ -1,0 +1,1 @@
+"""Speed and memory against the naive formulation: ``python -m benchmarks`` prints the table."""
