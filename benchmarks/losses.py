@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from benchmarks.measure import Row, compare
+from benchmarks.measure import Row, Work, compare
 from distill.losses import kl_divergence, mse
 from distill.losses.top_n import pick_entries, threshold_hinge, top_entries
 from model.parallel import groups
@@ -124,11 +124,8 @@ def _inputs(rows: int, width: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 def _rows(rows: int, width: int, repeats: int, *, cut: bool) -> Iterator[Row]:
     student, teacher, labels = _inputs(rows, width, seed=dist.get_rank() if cut else 0)
 
-    def work(loss: Loss, other: torch.Tensor) -> Callable[[], None]:
-        def run() -> None:
-            student.grad = None
-            loss(student, other).backward()
-        return run
+    def work(loss: Loss, other: torch.Tensor) -> Work:
+        return lambda: loss(student, other).backward()
 
     gradient_mb = student.numel() * 4 / 1e6
     for name, (naive, cut_naive, ours) in LOSSES.items():
@@ -136,8 +133,8 @@ def _rows(rows: int, width: int, repeats: int, *, cut: bool) -> Iterator[Row]:
         if plain is None:
             continue
         other = labels if "label" in name else teacher
-        student.grad = None
-        yield compare(name + (", rank 0 of 2" if cut else ""), work(plain, other), work(ours, other), repeats=repeats,
+        yield compare(name + (", rank 0 of 2" if cut else ""), work(plain, other), work(ours, other), [student],
+                      repeats=repeats,
                       goal_ratio=4.3 if "KD" in name else None, goal_megabytes=gradient_mb + 10)
 
 
@@ -199,14 +196,10 @@ def fused_losses(rows: int, vocabulary: int, width: int, repeats: int, dtype: to
         soft = SoftTarget(t_hidden, t_table, weight * TAU ** 2, "kl", TAU) if with_teacher else None
         return fused_vocab_loss(hidden, table, labels, weight, soft=soft).loss
 
-    def work(loss: Callable[[bool], torch.Tensor], with_teacher: bool) -> Callable[[], None]:
-        def run() -> None:
-            hidden.grad = table.grad = None
-            loss(with_teacher).backward()
-        return run
+    def work(loss: Callable[[bool], torch.Tensor], with_teacher: bool) -> Work:
+        return lambda: loss(with_teacher).backward()
 
     short = str(dtype).removeprefix("torch.")
     for name, with_teacher in (("--fused-lm-loss: labels", False), ("--fused-lm-loss: labels and KD", True)):
-        hidden.grad = table.grad = None
-        yield compare(f"{name}, {short}", work(naive, with_teacher), work(ours, with_teacher), repeats=repeats,
-                      goal_ratio=1.0, goal_megabytes=200.0 if dtype == torch.float32 else None)
+        yield compare(f"{name}, {short}", work(naive, with_teacher), work(ours, with_teacher), [hidden, table],
+                      repeats=repeats, goal_ratio=1.0, goal_megabytes=200.0 if dtype == torch.float32 else None)

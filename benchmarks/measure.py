@@ -6,8 +6,10 @@ import ctypes
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 Work = Callable[[], object]
 
@@ -67,15 +69,17 @@ HEADER = (f"{'':<44} {'CPU s':>8} {'CPU s':>8} {'':>7} {'':>11} {'MB':>8} {'MB':
           f"{'goal':<18} met")
 
 
-def compare(name: str, naive: Work, ours: Work, *, repeats: int, goal_ratio: float | None = None,
-            goal_megabytes: float | None = None, warm_up: bool = True) -> Row:
-    """Run both in turns. Either form has to leave nothing behind but what the other one overwrites."""
+def compare(name: str, naive: Work, ours: Work, leaves: Sequence[torch.Tensor], *, repeats: int,
+            goal_ratio: float | None = None, goal_megabytes: float | None = None) -> Row:
+    """Run both in turns, after one turn that does not count. ``leaves`` lose their gradients before each."""
     row = Row(name, Cost(), Cost(), goal_ratio, goal_megabytes)
-    if warm_up:
-        naive()
-        ours()
-    for _ in range(repeats):
+    for turn in range(repeats + 1):
         for work, cost in ((naive, row.naive), (ours, row.ours)):
+            for leaf in leaves:
+                leaf.grad = None
+            if turn == 0:
+                work()
+                continue
             seconds, megabytes = measured(work)
             cost.seconds.append(seconds)
             cost.megabytes.append(megabytes)

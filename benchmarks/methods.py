@@ -1,8 +1,8 @@
 """Step time and memory of every method relative to ``kd``: ``python benchmarks/methods.py [--method NAME …]``.
 
 One training step (forward of the teacher, forward and backward of the student, all loss terms) of a 12-layer teacher
-and a 6-layer student on one block-LM batch, one thread, dropout 0. Each method runs in a process of its own; CPU seconds
-are the least of ``--repeats``, memory is what the peak of the process grows by during the steps.
+and a 6-layer student on one block-LM batch, one thread, dropout 0. Each method runs in a process of its own; CPU time
+is the least of ``--repeats``, memory is what the peak of the process grows by during the steps.
 """
 
 from __future__ import annotations

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.losses import TAU, naive_kl, our_kl
-from benchmarks.measure import Cost, Row, compare, measured
+from benchmarks.measure import Cost, Row, Work, compare, measured
 from model.attention import ParallelSelfAttention, prefix_mask
 from model.config import ModelConfig
 from model.glm import GLMModel
@@ -47,22 +48,19 @@ def attention(repeats: int, batch: int = 4, heads: int = 12, length: int = 512, 
         num_layers=1, hidden_size=heads * size, num_attention_heads=heads, max_position_embeddings=length,
         vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0))
 
-    def work(function: Callable[[], torch.Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            for x in inputs:
-                x.grad = None
-            function().sum().backward()
-        return run
+    def work(function: Callable[[], torch.Tensor]) -> Work:
+        return lambda: function().sum().backward()
 
     def fused(dropout: float) -> torch.Tensor:
         module.dropout_p = dropout
         return module._fused(*inputs, mask)
 
     gradients_mb = 3 * inputs[0].numel() * 4 / 1e6
-    yield compare("attention, prefix mask", work(lambda: explicit_attention(*inputs, mask)), work(lambda: fused(0.0)),
-                  repeats=repeats, goal_ratio=2.3, goal_megabytes=25.0 + gradients_mb)
+    yield compare("attention, prefix mask", work(lambda: explicit_attention(*inputs, mask)),
+                  work(lambda: fused(0.0)), inputs, repeats=repeats, goal_ratio=2.3,
+                  goal_megabytes=25.0 + gradients_mb)
     yield compare("attention with dropout 0.1", work(lambda: explicit_attention(*inputs, mask, 0.1)),
-                  work(lambda: fused(0.1)), repeats=repeats)
+                  work(lambda: fused(0.1)), inputs, repeats=repeats)
 
 
 class _Step:
@@ -126,14 +124,14 @@ def glmd_steps(sizes: StepSizes, repeats: int) -> Iterator[Row]:
     """Teacher and student forward, loss on all positions, backward, AdamW; in fp32 and bf16."""
     costs: dict[tuple[str, torch.dtype], Cost] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        step = _Step(sizes, dtype)
+        step = _Step(sizes, dtype)  # the one before is freed only now, and counted in no row
         for form in ("naive", "ours", "fused"):
             costs[form, dtype] = Cost()
         for form in ("naive", "ours", "fused"):
             step.run(form)
         for _ in range(repeats):
             for form in ("naive", "ours", "fused"):
-                seconds, megabytes = measured(lambda form=form: step.run(form))
+                seconds, megabytes = measured(partial(step.run, form))
                 costs[form, dtype].seconds.append(seconds)
                 costs[form, dtype].megabytes.append(megabytes)
         short = str(dtype).removeprefix("torch.")
@@ -143,4 +141,3 @@ def glmd_steps(sizes: StepSizes, repeats: int) -> Iterator[Row]:
             yield Row(f"{name}, {short}", naive, costs[form, dtype], goal, naive.memory / 2)
         if dtype == torch.bfloat16:
             yield Row("GLMD step, bfloat16 against naive float32", costs["naive", torch.float32], costs["ours", dtype])
-        del step

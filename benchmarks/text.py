@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from data_utils.corpora.documents import InMemoryDocuments
 from data_utils.corpora.registry import resolve_source
 from data_utils.datasets.block import BlockDataset
 from data_utils.loaders import BatchPlan, BlockLMLoader
-from data_utils.tokenizers import make_tokenizer
+from data_utils.tokenizers import Tokenizer, make_tokenizer
 from data_utils.world.build import write_world
 
 MODES = {"bert": (1.0, 0.0), "sentence": (0.0, 1.0), "gpt": (0.0, 0.0)}
@@ -27,7 +28,7 @@ def text_lines(corpus: str | None, vocabulary: str | None, batches: int) -> Iter
     with tempfile.TemporaryDirectory() as folder:
         if corpus is None or vocabulary is None:
             world = write_world(Path(folder) / "world")
-            corpus, vocabulary = str(_enlarged(world / "text" / "train.txt")), str(world / "vocab.txt")
+            corpus, vocabulary = str(_enlarged(world / "text" / "train.jsonl")), str(world / "vocab.txt")
         tokenizer = make_tokenizer("BertWordPieceTokenizer", vocabulary)
         source = resolve_source(corpus)
         texts = [text for _, text in iter_source(source)]
@@ -39,8 +40,8 @@ def text_lines(corpus: str | None, vocabulary: str | None, batches: int) -> Iter
         naive = _wall(lambda: [tokenizer._words.encode(text) for text in texts])
         for processes in (1, 2):
             with tempfile.TemporaryDirectory() as cache:
-                spent = _wall(lambda: write_tokens(Path(cache), source, tokenizer, num_processes=processes,
-                                                   show_progress=False))
+                spent = _wall(partial(write_tokens, Path(cache), source, tokenizer, num_processes=processes,
+                                      show_progress=False))
             yield (f"token cache of {size:.0f} MB, {processes} process(es)    one engine call a line {naive:.2f} s, "
                    f"ours with writing {spent:.2f} s, {naive / spent:.1f}x   goal >= {GOAL_CACHE:g}x "
                    f"{'yes' if naive / spent >= GOAL_CACHE else 'NO'}")
@@ -49,7 +50,7 @@ def text_lines(corpus: str | None, vocabulary: str | None, batches: int) -> Iter
 def _enlarged(corpus: Path, megabytes: int = 24) -> Path:
     """The corpus over and over, so that its token cache is worth two processes."""
     text = corpus.read_text(encoding="utf-8")
-    larger = corpus.with_name("larger.txt")
+    larger = corpus.with_name("larger" + corpus.suffix)
     larger.write_text(text * max(1, int(megabytes * 1e6 / len(text))), encoding="utf-8")
     return larger
 
@@ -60,13 +61,14 @@ def _wall(work: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _loader(tokenizer: object, encoded: list[list[int]], bert: float, sentence: float, workers: int = 0) -> BlockLMLoader:
+def _loader(tokenizer: Tokenizer, encoded: list[list[int]], bert: float, sentence: float,
+            workers: int = 0) -> BlockLMLoader:
     objective = BlockLM(BlockLMConfig(bert_prob=bert, gap_sentence_prob=sentence), tokenizer, 512)
     dataset = BlockDataset(InMemoryDocuments(encoded), tokenizer, 512)
     return BlockLMLoader(dataset, objective, BatchPlan("train", batch_size=16, num_workers=workers))
 
 
-def _loader_line(tokenizer: object, encoded: list[list[int]], mode: str, bert: float, sentence: float,
+def _loader_line(tokenizer: Tokenizer, encoded: list[list[int]], mode: str, bert: float, sentence: float,
                  batches: int) -> str:
     loader = _loader(tokenizer, encoded, bert, sentence)
     loader.batch(0)
@@ -80,7 +82,7 @@ def _loader_line(tokenizer: object, encoded: list[list[int]], mode: str, bert: f
             f"goal >= {GOAL_TOKENS:,} {'yes' if rates[1] >= GOAL_TOKENS else 'NO'}")
 
 
-def _equality_line(tokenizer: object, encoded: list[list[int]]) -> str:
+def _equality_line(tokenizer: Tokenizer, encoded: list[list[int]]) -> str:
     found = []
     for workers in (0, 1, 4):
         batches = _loader(tokenizer, encoded[:2000], 0.5, 0.3, workers).iterate(3)

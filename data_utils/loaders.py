@@ -76,8 +76,8 @@ class BlockLMLoader:
             return
         # A generator of its own: otherwise the loader draws a number from the run's, on the ranks that read data and
         # once more on resuming, and dropout differs.
-        loader = DataLoader(_BatchNumbers(self), batch_size=None, sampler=_CountFrom(start), generator=torch.Generator(),
-                            num_workers=self.plan.num_workers, worker_init_fn=start_worker)
+        loader = DataLoader(_BatchNumbers(self), batch_size=None, sampler=_CountFrom(start),
+                            num_workers=self.plan.num_workers, worker_init_fn=start_worker, generator=torch.Generator())
         batches = iter(loader)
         try:
             yield from batches

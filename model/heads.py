@@ -136,14 +136,15 @@ class MultiTokenClozeFast(_ClozeHead):
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, attention_mask: torch.Tensor,
                 target_ids: torch.Tensor | None = None, logit_mask: torch.Tensor | None = None, *,
-                dec_text: torch.Tensor, dec_position: torch.Tensor, hook: Hook | None = None,
-                hook_op: Mapping[str, Any] | None = None, prompt_pos: torch.Tensor | None = None) -> HeadOutput:
+                dec_text: torch.Tensor | None = None, dec_position: torch.Tensor | None = None,
+                hook: Hook | None = None, hook_op: Mapping[str, Any] | None = None,
+                prompt_pos: torch.Tensor | None = None) -> HeadOutput:
         """text [b, s], sep [b], answers ``dec_text``, their targets and mask [b, c, d], ``dec_position`` [b, c, 2, d]
-        -> scores [b, c]."""
-        inputs = pack_answers(input_ids, position_ids, attention_mask, dec_text, dec_position)
+        -> scores [b, c]; the logits of the text where there are no answers."""
         options = _options(hook, hook_op, prompt_pos)
-        if target_ids is None or logit_mask is None:
-            return self.model(*inputs, **options)
+        if dec_text is None or dec_position is None or target_ids is None or logit_mask is None:
+            return self.model(input_ids, position_ids, attention_mask, **options)
+        inputs = pack_answers(input_ids, position_ids, attention_mask, dec_text, dec_position)
         target_ids, is_answer = self.model.map_input_to_ids(target_ids), logit_mask.bool()
         logits, inter_vars = self.model(*inputs, **options, output_positions=pack_mask(input_ids, is_answer))
         scores = answer_scores(logits, target_ids.flatten(0, 1), is_answer.flatten(0, 1), self.length_penalty)

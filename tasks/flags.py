@@ -56,7 +56,6 @@ def _switch(group: argparse._ArgumentGroup) -> Callable[[str, str], None]:
 #: Options that are encoded here but not trained or evaluated by the loop yet, and options whose tasks are missing:
 #: destination in the arguments -> (how it is given, what it belongs to).
 NOT_WIRED = {
-    "block_lm_ratio": ("--block-lm-ratio", "mixed blank-filling steps"),
     "unidirectional": ("--unidirectional", "language-model evaluation"),
     "src_seq_length": ("--src-seq-length", "sequence-to-sequence tasks"),
     "tgt_seq_length": ("--tgt-seq-length", "sequence-to-sequence tasks"),
@@ -127,6 +126,9 @@ def _check_prompt(args: argparse.Namespace, options: TaskOptions) -> None:
                          "must not be negative")
     if options.continuous_prompt != (options.num_prompt_tokens > 0):
         raise ValueError("--continuous-prompt and --num-prompt-tokens=N (N > 0) belong together; give both or none")
+    if args.block_lm_ratio and options.num_prompt_tokens + options.prefix_prompt:
+        raise ValueError("--block-lm-ratio masks pieces of the labelled texts, and the places of prompt tokens would "
+                         "be lost; leave --continuous-prompt and --prefix-prompt out, or --block-lm-ratio")
     if not options.num_prompt_tokens + options.prefix_prompt:
         for name, value in (("--prompt-init", args.prompt_init),
                             (f"--prompt-func={args.prompt_func}", args.prompt_func != "lstm")):

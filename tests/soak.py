@@ -45,6 +45,8 @@ OPTIONS = {
     "annealing_kd": ("--distill_ft_soft_mse",), "continuation_kd": ("--distill_ft_soft_mse", "--distill_ft_hard"),
     "diito": ("--forward_repeat_num=1", "--diito_alpha_mlm=0"),
     "sid": ("--sid_lim_e=none", "--sid_accumulate_t=100"), "theseus": ("--mt_disable_operation=1",)}
+#: Methods whose teacher gives no logits: they learn from the labels.
+HARD = {"theseus"}
 COMBINERS = {
     "avg": ("--avgmt_sum_loss",), "mt_bert": ("--mt_has_loss",), "uncertainty": ("--uncertainty_inter_entropy",),
     "rl_kd": ("--mt_has_loss", "--rl_kd_semantic_model=0")}
@@ -100,8 +102,9 @@ class Setting:
             flags.append("--checkpoint-activations")
         if self.method:
             kind = "pt" if self.stage == "pretrain" else "ft"
-            flags += [*TEACHER, f"--student_model={self.method}", f"--distill_{kind}_soft",
-                      *OPTIONS.get(self.method, ())]
+            loss = "hard" if self.method in HARD else "soft"
+            flags += [*TEACHER, f"--student_model={self.method}", f"--distill_{kind}_{loss}",
+                      *OPTIONS.get(self.method, ()), *(["--teacher_bf16"] if self.bf16 else [])]
         if self.combiner:
             flags += ["--mt_num_layers=3:3:3", f"--multi_teacher_model={self.combiner}", *COMBINERS[self.combiner]]
         return [*flags, f"--save={folder / 'save'}"]
@@ -125,8 +128,12 @@ def draw_setting(random: Random) -> Setting:
         accumulation=random.choice((1, 2)), workers=random.choice((0, 0, 1, 2)), every_step=random.random() < 0.5)
 
 
-def draw_fault(random: Random, setting: Setting, ends: Sequence[RankEnd], kinds: Sequence[str]) -> Fault:
-    """A moment somewhere in the run that ``ends`` describes."""
+def draw_fault(random: Random, setting: Setting, ends: Sequence[RankEnd], kinds: Sequence[str],
+               share: float = 1.0) -> Fault:
+    """A moment somewhere in the first part of the run that ``ends`` describes (``share`` of it)."""
+    def until(count: int) -> int:
+        return random.randint(1, max(1, int(count * share)))
+
     what = random.choice([kind for kind in kinds if kind != "worker" or setting.workers])
     rank = random.randrange(setting.ranks)
     end = ends[rank]
@@ -135,9 +142,8 @@ def draw_fault(random: Random, setting: Setting, ends: Sequence[RankEnd], kinds:
         at, what = "step", "kill" if what == "full" else what
     if at == "step":
         delay = random.choice((0.0, random.uniform(0.001, 0.06)))
-        return Fault(what, at, random.randint(1, end.steps), rank, delay if what in ("kill", "terminate") else 0.0)
-    total = end.changes if at == "change" else end.written
-    return Fault(what, at, random.randint(1, total), None if what == "kill" and setting.ranks == 1 else rank)
+        return Fault(what, at, until(end.steps), rank, delay if what in ("kill", "terminate") else 0.0)
+    return Fault(what, at, until(end.changes if at == "change" else end.written), rank)
 
 
 class Soak:
@@ -164,7 +170,8 @@ class Soak:
         expect_success(ends)
         found = []
         for _ in range(random.choice((1, 1, 2))):
-            faults.append(draw_fault(random, setting, ends, self.kinds))
+            # A resumed run is shorter.
+            faults.append(draw_fault(random, setting, ends, self.kinds, 0.4 if faults else 1.0))
             note(setting, faults)
             codes = [end.code for end in self._command(setting, broken, faults[-1], load=len(faults) > 1)]
             self.faults[faults[-1].what] += 1

@@ -91,9 +91,9 @@ class _ExcessRows(torch.autograd.Function):
                 columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         total, count = torch.empty_like(theta), torch.empty_like(theta)
         for rows in row_chunks(student):
-            excess = _excess(student, theta, columns, rows)
-            total[rows] = excess.clamp_(min=0).sum(dim=-1)
-            count[rows] = (excess > 0).sum(dim=-1).to(count.dtype)
+            excess = _excess(student, theta, columns, rows).clamp_(min=0)
+            total[rows] = excess.sum(dim=-1)
+            count[rows] = excess.sign_().sum(dim=-1)  # comparisons are five times slower on a CPU
         ctx.save_for_backward(student, theta, columns, count)
         ctx.mark_non_differentiable(count)
         return total, count
@@ -104,7 +104,8 @@ class _ExcessRows(torch.autograd.Function):
         student, theta, columns, count = ctx.saved_tensors
         gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
         for rows in row_chunks(student):
-            gradient[rows] = (_excess(student, theta, columns, rows) > 0) * grad[rows].unsqueeze(-1)
+            positive = _excess(student, theta, columns, rows).clamp_(min=0).sign_()
+            torch.mul(positive, grad[rows].unsqueeze(-1), out=gradient[rows])
         return gradient, -grad * count, None
 
 

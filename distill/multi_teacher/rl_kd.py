@@ -107,6 +107,9 @@ class RLKD(MultiTeacherModel):
             logger.warning("rl_kd: no semantic dimension, no agent is built; give --rl_kd_semantic_model_dim if a "
                            "second stage starts from this run")
             return
+        if self.args.block_lm_ratio and outputs.num_classes is not None:
+            raise ValueError("rl_kd: the agent reads scores of choices, and the steps of --block-lm-ratio have token "
+                             "logits; leave --block-lm-ratio out")
         self.semantic_width = encoder * outputs.num_choices
         self.agent_semantic_mt_loss = nn.Linear(self.semantic_width + n, n)
         if outputs.num_classes is None:

@@ -105,8 +105,8 @@ def _line(run: int, name: str, points: list[tuple[float, float, float, float] | 
     known = [point for point in points if point is not None]
     if len(known) <= 40:
         drawn += [f'<circle class="dot {style}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for _, _, px, py in known]
-    drawn += [f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="7"><title>{html.escape(name)}\niteration {number(x)}: '
-              f"{y:.6g}</title></circle>" for x, y, px, py in _spread(known)]
+    drawn += [f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="7"><title>{html.escape(name)}\n'
+              f"iteration {number(x)}: {y:.6g}</title></circle>" for x, y, px, py in _spread(known)]
     return "".join(drawn)
 
 

@@ -28,7 +28,8 @@ STYLE = """
 --c1:#f0935f;--c2:#55c493;--c3:#c58be0;--c4:#d9b73a;--c5:#f07a99;--c6:#62c3d8;--c7:#a9adb5}}
 *{box-sizing:border-box}body{margin:0;padding:24px 28px 60px;background:var(--bg);color:var(--ink);
 font:14px/1.45 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif;max-width:1860px}
-h1{font-size:20px;margin:0 0 14px}h2{font-size:15px;margin:34px 0 10px;padding-top:14px;border-top:1px solid var(--rule)}
+h1{font-size:20px;margin:0 0 14px}h2{font-size:15px;margin:34px 0 10px;padding-top:14px;
+border-top:1px solid var(--rule)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:4px 18px 4px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--rule)}
 th{font-weight:500;color:var(--soft);white-space:nowrap}thead th{color:var(--ink);font-weight:600}
@@ -46,8 +47,8 @@ vertical-align:middle;margin-right:7px}
 def render(runs: Sequence[Run]) -> str:
     """The whole page as text."""
     title = f"Report: {runs[0].name}" if len(runs) == 1 else f"Report: {len(runs)} runs"
-    colours = "".join(f".line.c{n}{{stroke:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}.key .c{n}{{border-color:var(--c{n})}}"
-                      for n in range(NUM_COLOURS))
+    colours = "".join(f".line.c{n}{{stroke:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}"
+                      f".key .c{n}{{border-color:var(--c{n})}}" for n in range(NUM_COLOURS))
     body = [f"<h1>{html.escape(title)}</h1>", _key(runs) if len(runs) > 1 else "", _overview(runs)]
     terms = [name for name in _names(runs, "train") if name not in (*LOSSES, *OPTIMISATION, *SPEED)]
     for heading, kind, names in (
@@ -94,7 +95,8 @@ def _overview(runs: Sequence[Run]) -> str:
         cells = "".join(f"<td>{html.escape(column.get(name, ''))}</td>" for column in columns)
         rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
     head = "".join(f"<th>{html.escape(run.name)}</th>" for run in runs)
-    return f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return (f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead>'
+            f'<tbody>{"".join(rows)}</tbody></table></div>')
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -119,7 +121,8 @@ def _facts(run: Run) -> dict[str, str]:
         facts["last validation loss"] = _text(run.validation[-1].get("loss"))
     for file, content in run.results.items():
         facts[file] = ", ".join(f"{name} {_text(value)}" for name, value in content.items())
-    facts["ended"] = f"after {run.end['seconds']:,.0f} s" if run.end.get("seconds") is not None else "not yet, or stopped"
+    seconds = run.end.get("seconds")
+    facts["ended"] = "not yet, or stopped" if seconds is None else f"after {seconds:,.0f} s"
     if start.get("notes"):
         facts["values changed at the start"] = "; ".join(map(str, start["notes"]))
     return facts

@@ -7,6 +7,7 @@ micro-batches and ranks then changes nothing), the longest row (all are padded t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,6 +90,31 @@ class TaskSource:
 
     def epoch(self, position: int) -> int:
         return position // self.batches_per_epoch
+
+
+class MixedSource(TaskSource):
+    """A task in which some steps read a text of the blank-filling objective instead (``--block-lm-ratio``).
+
+    Such a step takes the place of one of the task, whose examples wait for their next epoch. Whether a step is one, and
+    its texts, depend on the number of the step alone: on all ranks alike, and again after a resume.
+
+    Args:
+        texts: gives micro-batch number n of the labelled texts, as in pretraining.
+        ratio: r; a step is one with probability r / (1 + r).
+        name: keys the draws, with the seed in it.
+    """
+
+    def __init__(self, task: TaskSource, texts: Any, ratio: float, name: str) -> None:
+        vars(self).update(vars(task))
+        self.texts, self.share, self.name = texts, ratio / (1.0 + ratio), name
+
+    def reads_text(self, position: int) -> bool:
+        """Whether micro-batch ``position`` belongs to a step that fills blanks."""
+        return random.Random(f"{self.name}/{position // self.accumulation}").random() < self.share
+
+    def iterate(self, start: int) -> Generator[Batch]:
+        for position, batch in enumerate(super().iterate(start), start):
+            yield self.texts.batch(position) if self.reads_text(position) else batch
 
 
 @dataclass

@@ -9,8 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from data_utils.tokenizers import tokenizer_from_args
-from distill.training.batches import TaskSource
+from data_utils.block_lm import BlockLM, BlockLMConfig
+from data_utils.loaders import BatchPlan, BlockLMLoader
+from data_utils.tokenizers import Tokenizer, tokenizer_from_args
+from distill.training.batches import MixedSource, TaskSource
 from distill.training.build import build_session, describe
 from distill.training.checkpointing import load_best, resume, save_best, save_training_state
 from distill.training.evaluate import task_loss, task_scores
@@ -23,7 +25,7 @@ from distill.training.session import Session
 from distill.training.setup import Runtime
 from model.checkpoint.files import atomic_write_text
 from model.parallel.groups import parallel_state
-from tasks.data import EvalSet, TaskData, build_task_data
+from tasks.data import EvalSet, LabelledTexts, TaskData, build_task_data
 from tasks.evaluation import is_better, results_line, validation_metric, write_predictions
 
 logger = logging.getLogger(__name__)
@@ -108,10 +110,7 @@ def run_finetuning(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = No
     refuse_to_overwrite(folder, args)
     tokenizer = tokenizer_from_args(args)
     data = build_task_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size)
-    source = None
-    if data.train is not None:
-        source = TaskSource(data.train, args.epochs, args.gradient_accumulation_steps,
-                            max_steps=rehearsal.max_steps if rehearsal else None)
+    source = task_source(args, data, tokenizer, rehearsal.max_steps if rehearsal else None)
     logs = None if args.custom_no_summary_writer and not args.log_dir else folder.logs
     with MetricWriter(logs, is_main=runtime.is_main, resumed=args.load is not None,
                       observe=rehearsal.observe if rehearsal else None) as writer:
@@ -132,6 +131,23 @@ def run_finetuning(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = No
         logger.info("fine-tuning finished: %d iterations in %.0f s; best epoch %d", session.iteration, seconds,
                     session.best.epoch)
     return True
+
+
+def task_source(args: Any, data: TaskData, tokenizer: Tokenizer, max_steps: int | None = None) -> TaskSource | None:
+    """The training batches of a run; None with ``--epochs=0``. ValueError for ``--block-lm-ratio`` without labels."""
+    if data.train is None:
+        return None
+    source = TaskSource(data.train, args.epochs, args.gradient_accumulation_steps, max_steps=max_steps)
+    if not args.block_lm_ratio:
+        return source
+    if not data.train.has_labels:
+        raise ValueError(f"--block-lm-ratio={args.block_lm_ratio:g} reads texts with their answers, and --train-split="
+                         f"{args.train_split} has none; leave one of both out")
+    state = parallel_state()
+    plan = BatchPlan("block-lm-ratio", args.batch_size, state.data_rank, state.data_size, seed=args.seed, shuffle=True)
+    objective = BlockLM(BlockLMConfig.from_args(args), tokenizer, args.seq_length)
+    texts = BlockLMLoader(LabelledTexts(data.train.data), objective, plan)
+    return MixedSource(source, texts, args.block_lm_ratio, f"block-lm-ratio/{args.seed}")
 
 
 def check_labels(session: Session, data: TaskData) -> None:

@@ -25,6 +25,7 @@ from distill.training.run_state import RunState
 from model.checkpoint.nonparameters import backbone_of
 from model.fast_decode import pack_mask
 from model.parallel.cross_entropy import vocab_parallel_cross_entropy
+from model.parallel.mappings import scatter_to_model_parallel_region
 from model.taps import Hook, TapRequest
 from tasks.losses import choice_loss, mask_choices, sum_segments
 
@@ -179,7 +180,7 @@ def hard_loss(context: StepContext, logits: torch.Tensor, batch: Batch,
     Args:
         model: whose logits they are, if not the student's: a compact vocabulary has columns of its own for the labels.
     """
-    if context.stage == "choice":
+    if not is_text(batch):
         mask = None if "segment_id" in batch else batch.get("loss_mask")
         per_sample = choice_loss(logits, batch["label"], kind=context.loss_kind, choice_mask=mask, per_sample=True)
         return per_sample.mean(), per_sample
@@ -192,13 +193,20 @@ def hard_loss(context: StepContext, logits: torch.Tensor, batch: Batch,
     return sums.sum() / denominator, sums / counts.clamp(min=1.0)
 
 
+def is_text(batch: Batch) -> bool:
+    """Whether a batch has token losses. In the stage "choice" some are such texts (``--block-lm-ratio``)."""
+    return "tokens" in batch
+
+
 def run_model(context: StepContext, model: Any, batch: Batch, hook: Hook | None = None,
               hook_op: dict[str, Any] | None = None) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """Logits or scores of the batch by one model, and its tapped tensors."""
     options: dict[str, Any] = {"hook": hook or None, "hook_op": hook_op or None}
     options.update({name: batch[name] for name in ("prompt_pos", "dec_text", "dec_position") if name in batch})
-    if context.stage == "lm":
-        return model(batch["tokens"], batch["position_ids"], batch["attention_mask"], **options)
+    if is_text(batch):
+        logits, inter_vars = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], **options)
+        # A head of choices has gathered the vocabulary; token losses want it cut.
+        return (logits if context.stage == "lm" else scatter_to_model_parallel_region(logits)), inter_vars
     answers = [batch.get(f"dec_{name}" if "dec_text" in batch else name) for name in ("target", "logit_mask")]
     scores, inter_vars = model(batch["text"], batch["position"], batch["mask"], *answers, **options)
     if "segment_id" in batch:  # of pieces of answers: here they become those of choices, for whatever follows
@@ -242,12 +250,12 @@ def _run_teacher(context: StepContext, t_no: int, batch: Batch, hook: Hook,
                          "at most --model-parallel-size")
     names = TapRequest.from_hook(hook, context.student.teachers[t_no].num_layers).names
     return parallel.run(batch, lambda shared: run_model(context, teacher, shared, hook, operations), names,
-                        is_cut=context.stage == "lm")
+                        is_cut=is_text(batch))
 
 
 def _labels(context: StepContext, batch: Batch) -> dict[str, torch.Tensor | None]:
     """What the method's losses get: a loss mask in language-model tasks only (that of padding choices is another)."""
-    if context.stage == "lm":
+    if is_text(batch):
         return {"loss_mask": batch["loss_mask"], "labels": batch["labels"], "logit_mask": None}
     logit_mask = pack_mask(batch["text"], batch["dec_logit_mask"]) if "dec_text" in batch else batch.get("logit_mask")
     return {"loss_mask": None, "labels": batch["label"], "logit_mask": logit_mask}

@@ -68,7 +68,8 @@ def _obstacles(context: StepContext) -> Iterable[str]:
     if student is None:
         return
     if student.method_name not in KNOWN_METHODS:
-        yield f"--student_model={student.method_name} may read them (the methods known not to: {', '.join(KNOWN_METHODS)})"
+        known = ", ".join(KNOWN_METHODS)
+        yield f"--student_model={student.method_name} may read them (the methods known not to: {known})"
         return
     if len(context.teachers) > 1 or type(context.combiner) is not AvgTeacher or args.avgmt_teacher_survival_p < 1.0:
         yield "combining several teachers does"

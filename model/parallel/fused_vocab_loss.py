@@ -98,12 +98,14 @@ def fused_vocab_loss(hidden: torch.Tensor, table: torch.Tensor, labels: torch.Te
 class _FusedVocabLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, table: torch.Tensor, labels: torch.Tensor, label_weight: torch.Tensor,
-                label_mask: torch.Tensor, soft: SoftTarget | None, with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                label_mask: torch.Tensor, soft: SoftTarget | None,
+                with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         ctx.soft, ctx.is_fresh = soft, True
         wanted = with_grad and any(ctx.needs_input_grad[:2])
         work = _Work(hidden, table, labels, label_weight, label_mask, soft, with_grad=wanted)
         work.run()
-        ctx.save_for_backward(hidden, table, labels, label_weight, label_mask, *(work.gradients() if wanted else ()))
+        gradients = work.gradients() if wanted else ()
+        ctx.save_for_backward(hidden, table, labels, label_weight, label_mask, *gradients)
         ctx.mark_non_differentiable(work.label_rows, work.soft_rows)
         return work.loss, work.label_rows, work.soft_rows
 

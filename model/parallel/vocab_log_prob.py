@@ -63,7 +63,8 @@ def _chunk_rows(x: torch.Tensor) -> int:
     return max(1, elements // max(1, x.shape[-1]))
 
 
-def scratch_chunks(x: torch.Tensor, count: int, dtype: torch.dtype) -> Iterator[tuple[slice, *tuple[torch.Tensor, ...]]]:
+def scratch_chunks(x: torch.Tensor, count: int,
+                   dtype: torch.dtype) -> Iterator[tuple[slice, *tuple[torch.Tensor, ...]]]:
     """:func:`row_chunks`, each with ``count`` tensors of its size to work in: the same memory every time."""
     shape = (count, min(x.shape[0], _chunk_rows(x)), x.shape[-1])
     buffers = torch.empty(shape, dtype=dtype, device=x.device)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_utils.corpora import load_documents
+from data_utils.corpora import build, load_documents
 from data_utils.corpora.build import iter_source, write_tokens
 from data_utils.corpora.cache import CacheOptions, TokenizedCorpus, cache_root, open_corpus
 from data_utils.corpora.registry import resolve_source
@@ -213,3 +214,31 @@ def test_empty_corpus(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "x.txt").write_text("\n \n")
     with pytest.raises(ValueError, match="holds no document"):
         open_corpus(resolve_source(str(tmp_path / "x.txt")), tokenizer, QUIET)
+
+
+def test_full_disk_is_named_and_leaves_nothing(corpus_file: Path, tokenizer: Tokenizer,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", full)
+        with pytest.raises(OSError, match="cannot write the token cache: No space left on device: .*corpus.lazy"):
+            open_corpus(resolve_source(str(corpus_file)), tokenizer, QUIET)
+    assert caches(corpus_file) == []
+    assert len(open_corpus(resolve_source(str(corpus_file)), tokenizer, QUIET)) > 0
+
+
+def _die(_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_ends_the_builder(large_file: Path, tokenizer: Tokenizer, tmp_path: Path,
+                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Path(shutil.copy(large_file, tmp_path / "large.txt"))
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_IN_PROCESS_BYTES", 0)
+        patch.setattr(build, "_work", _die)
+        with pytest.raises(ChildProcessError, match="was ended from outside"):
+            open_corpus(resolve_source(str(file)), tokenizer, replace(QUIET, num_processes=2))
+    assert caches(file) == []

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that survivors of a fault and worker processes get to end by themselves.
 GRACE = 20.0
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Fault:
     """What happens, and when.
 
     Attributes:
-        what: "kill" (SIGKILL), "terminate" (SIGTERM, to its workers too), "raise" (an exception), "full" (no space left on the device from
-            then on, below the folder), "worker" (SIGKILL to a process that loads data).
+        what: "kill" (SIGKILL), "terminate" (SIGTERM, to its workers too), "raise" (an exception), "full" (no space left
+            on the device from then on, below the folder), "worker" (SIGKILL to a process that loads data).
         at: "step" (while optimizer step number ``count`` goes on), "change" (before change number ``count`` of the file
             system), "bytes" (after ``count`` written bytes of checkpoints and token caches, in the middle of a write).
         count: from 1.
@@ -155,7 +156,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     for rank, pid in pids.items():
         ends[rank]["left_behind"] = not _group_ends(pid)
         counts = folder / f"counts-{rank}.json"
-        ends[rank].update(json.loads(counts.read_text()) if counts.is_file() else {"steps": 0, "changes": 0, "written": 0})
+        nothing = {"steps": 0, "changes": 0, "written": 0}
+        ends[rank].update(json.loads(counts.read_text()) if counts.is_file() else nothing)
         counts.unlink(missing_ok=True)
         ends[rank]["output"] = (folder / f"rank-{rank}.txt").read_text(errors="replace")
     return {"hung": hung, "ranks": [ends[rank] for rank in sorted(ends)]}
@@ -238,7 +240,9 @@ class Watch:
         from data_utils.corpora import build
         from distill.training import loop, metrics
         from model.checkpoint import files
+        from tasks import data
 
+        data.MIN_EXAMPLES_FOR_WORKERS = 1
         sys.addaudithook(self._audit)
         files.open = build.open = self._open
         metrics.open = self._open
@@ -262,7 +266,7 @@ class Watch:
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _CHANGES:
             paths = arguments[:2] if event == "os.rename" else arguments[:1]
-        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        elif event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITING:
             paths = arguments[:1]
         else:
             return

@@ -4,7 +4,6 @@ import argparse
 
 import pytest
 
-from tasks import flags
 from tasks.flags import add_task_flags, check_task_flags
 from tasks.registry import get_task, task_names
 from tasks.spec import TaskOptions
@@ -54,13 +53,9 @@ def test_what_cannot_act_is_refused(words: list[str], message: str) -> None:
         check_task_flags(parsed(*words))
 
 
-NOT_WIRED = {
-    "block_lm_ratio": ["--task=COPA", "--cloze-eval", "--block-lm-ratio=0.5"],
-}
-
-
 @pytest.mark.parametrize("words", [
-    ["--task=COPA", "--segment-length=3"], ["--task=COPA", "--fast-decode"], ["--task=WSC"],
+    ["--task=COPA", "--block-lm-ratio=0.5"], ["--task=COPA", "--segment-length=3"], ["--task=COPA", "--fast-decode"],
+    ["--task=WSC"],
     ["--task=RTE", "--continuous-prompt", "--num-prompt-tokens=3", "--prompt-init"],
     ["--task=RTE", "--prefix-prompt=3", "--prompt-func=mlp"], ["--task=WSC", "--prefix-prompt=3"],
 ], ids=" ".join)
@@ -68,13 +63,10 @@ def test_forms_that_are_trained(words: list[str]) -> None:
     check_task_flags(parsed("--cloze-eval", *words))
 
 
-@pytest.mark.parametrize("dest", NOT_WIRED)
-def test_what_is_encoded_but_not_trained_yet_stands_in_one_table(dest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if dest in flags.NOT_WIRED:
-        with pytest.raises(ValueError, match="belongs to .*, which this version does not have yet"):
-            check_task_flags(parsed(*NOT_WIRED[dest]))
-    monkeypatch.setattr(flags, "NOT_WIRED", {})
-    check_task_flags(parsed(*NOT_WIRED[dest]))
+@pytest.mark.parametrize("word", ["--unidirectional", "--src-seq-length=9", "--tgt-seq-length=9"])
+def test_options_of_tasks_that_are_missing(word: str) -> None:
+    with pytest.raises(ValueError, match="belongs to .*, which this version does not have yet"):
+        check_task_flags(parsed("--task=COPA", "--cloze-eval", word))
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -91,11 +83,11 @@ def test_what_is_encoded_but_not_trained_yet_stands_in_one_table(dest: str, monk
     (["--task=WSC", "--cloze-eval", "--loss-func=mix"], "--loss-func=mix compares answers.*--wsc-negative"),
     (["--task=WSC", "--cloze-eval", "--adapet"], "--adapet compares answers"),
     (["--task=RTE", "--prefix-prompt=2"], "--prefix-prompt puts tokens.*--cloze-eval"),
+    (["--task=RTE", "--cloze-eval", "--block-lm-ratio=1", "--prefix-prompt=2"], "places of prompt tokens would"),
     (["--task=RTE", "--block-lm-ratio=1"], "--block-lm-ratio trains on patterns.*--cloze-eval"),
     (["--task=RTE", "--cloze-eval", "--block-lm-ratio=-1"], "--block-lm-ratio=-1.0 must not be negative"),
 ])
-def test_options_that_contradict_each_other(words: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags, "NOT_WIRED", {})
+def test_options_that_contradict_each_other(words: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_task_flags(parsed(*words))
 

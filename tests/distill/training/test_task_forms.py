@@ -14,6 +14,7 @@ import torch
 from data_utils.tokenizers import make_tokenizer, padded_vocab_size
 from distill.arguments import parse_args
 from distill.training.batches import TaskSource, windows, with_lm_names
+from distill.training.finetuning import task_source
 from distill.training.forward_step import forward_step
 from model.heads import MultiTokenCloze, MultiTokenClozeFast
 from model.parallel.cross_entropy import vocab_parallel_argmax
@@ -22,7 +23,7 @@ from tasks.data import build_task_data
 from tests.distill.training.small_runs import NO_DROPOUT, finetune_flags, losses, records, run, run_on_ranks
 from tests.helpers.distributed import run_distributed
 from tests.helpers.tiny_distill import COPA, TEACHER, choice_batch, step, tiny_context
-from tests.helpers.tiny_model import tiny_glm
+from tests.helpers.tiny_model import tiny_glm, tiny_lm_batch
 from tests.model.test_fast_decode import texts
 
 PROMPT = ("--continuous-prompt", "--num-prompt-tokens=3", "--prefix-prompt=2", "--prompt-init")
@@ -32,6 +33,8 @@ FORMS: dict[str, tuple[str, ...]] = {
     "pieces": ("--segment-length=3",),
     "one text": ("--fast-decode", "--checkpoint-activations"),
     "one text, prompt": ("--fast-decode", *PROMPT, "--prompt-func=mlp"),
+    "blanks": ("--block-lm-ratio=1",),
+    "blanks, one text": ("--block-lm-ratio=1", "--fast-decode"),
     "prompt": (*PROMPT, "--freeze-transformer", "--tune-prefix-layers=1"),
 }
 METHODS = {
@@ -209,6 +212,48 @@ def test_fast_decoding_of_encoded_examples(world: Path, data: dict[str, Path]) -
 def test_fast_decoding_refuses_vectors_of_three_tokens() -> None:
     with pytest.raises(ValueError, match="--ib_word_emb would join"):
         tiny_context(*COPA, "--fast-decode", "--ib_word_emb=4")
+
+
+# ---- steps that fill blanks -------------------------------------------------------------------------------------
+
+
+def test_whole_steps_fill_blanks_and_a_resumed_run_has_the_same(world: Path, data: dict[str, Path]) -> None:
+    words = [*flags(world, data, "blanks", **{"batch-size": 2, "gradient-accumulation-steps": 2, "epochs": 4})]
+    args = parse_args(words, "finetune")
+    tokenizer = make_tokenizer("BertWordPieceTokenizer", args.tokenizer_model_type)
+    source = task_source(args, build_task_data(args, tokenizer), tokenizer)
+    batches = list(source.iterate(0))
+    kinds = ["tokens" in batch for batch in batches]
+    assert len(kinds) == source.total == 72 and kinds[::2] == kinds[1::2] and 0.3 < sum(kinds) / 72 < 0.7
+    plain = list(task_source(parse_args([*words, "--block-lm-ratio=0"], "finetune"), build_task_data(args, tokenizer),
+                             tokenizer).iterate(0))
+    for position, batch in enumerate(batches):
+        if not kinds[position]:
+            assert torch.equal(batch["text"], plain[position]["text"]), "the others are those of the task"
+    for batch, again in zip(batches[10:], source.iterate(10), strict=True):
+        assert all(torch.equal(batch[name], again[name]) for name in batch)
+    texts = {tokenizer.decode(batch["tokens"][0].tolist()) for batch in batches if "tokens" in batch}
+    assert len(texts) > 10, "texts of many examples"
+
+
+def test_a_text_is_scored_by_the_model_inside_the_head() -> None:
+    context, batch = tiny_context(*COPA, *TEACHER, *METHODS["kd"]), tiny_lm_batch()
+    output = step(context, batch)
+    logits, _ = context.student(batch["tokens"], batch["position_ids"], batch["attention_mask"])
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+    torch.testing.assert_close(output.hard_loss, (losses * batch["loss_mask"]).sum() / batch["loss_mask"].sum())
+    assert output.parts["pre_loss/ft_soft_t0"] > 0
+
+
+def test_blanks_need_answers_and_agents_need_choices(world: Path, data: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "unlabeled.jsonl").write_text((data["copa"] / "train.jsonl").read_text())
+    (tmp_path / "val.jsonl").write_text((data["copa"] / "val.jsonl").read_text())
+    words = flags(world, data, "blanks", **{"data-dir": tmp_path, "train-split": "unlabeled"})
+    with pytest.raises(ValueError, match="--block-lm-ratio=1 reads texts with their answers"):
+        run("finetune", [*words, *RANDOM_TEACHER, *METHODS["logitsdistil"]])
+    with pytest.raises(ValueError, match="rl_kd: the agent reads scores of choices"):
+        tiny_context(*COPA, *TEACHER, *METHODS["kd"], "--multi_teacher_model=rl_kd", "--mt_has_loss",
+                     "--rl_kd_semantic_model_dim=8", "--block-lm-ratio=1")
 
 
 # ---- continuous prompts -----------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""A kill at any moment of a save leaves a whole checkpoint; trackers move last."""
+"""A kill or a full disk at any moment of a save leaves a whole checkpoint; trackers move last."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -53,16 +54,17 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
 
 
 def save_best(directory: Path, value: float) -> None:
-    """What rank 0 of two does; rank 1 writes its file while rank 0 waits at the first barrier."""
-    barriers = []
+    """What rank 0 of two does; rank 1 writes its file once room is made."""
+    waited = []
 
-    def barrier() -> None:
-        barriers.append(1)
-        if len(barriers) == 1:
+    def agree(problem: str) -> str:
+        waited.append(1)
+        if len(waited) == 2:
             save_shard(directory, "best.new", half_of_best(value + 0.5), 1)
+        return problem
 
-    save_checkpoint(directory, "best", half_of_best(value), mp_rank=0, mp_size=2, is_first_rank=True, barrier=barrier,
-                    replace=True, best_iteration=int(value))
+    save_checkpoint(directory, "best", half_of_best(value), mp_rank=0, mp_size=2, is_first_rank=True, agree=agree,
+                    best_iteration=int(value))
 
 
 def half_of_best(value: float) -> dict[str, dict[str, torch.Tensor]]:
@@ -122,7 +124,7 @@ def test_a_first_save_that_is_killed_leaves_no_checkpoint(tmp_path: Path, monkey
 def test_latest_moves_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def save(directory: Path, tag: str) -> None:
         save_checkpoint(directory, tag, {"module": {"x": torch.tensor(float(tag))}}, mp_rank=0, mp_size=1,
-                        is_first_rank=True, barrier=lambda: None, training_state=True)
+                        is_first_rank=True, agree=lambda problem: problem, training_state=True)
 
     step, tags = 0, []
     while True:
@@ -148,16 +150,56 @@ def test_order_of_steps_and_who_does_them(tmp_path: Path) -> None:
     log: list[str] = []
 
     def save(rank: int, payload: dict | None) -> None:
-        def barrier() -> None:
-            log.append(f"{rank}: {sorted(child.name for child in tmp_path.rglob('*') if child.is_file())}")
+        def agree(problem: str) -> str:
+            found = sorted(str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*") if file.is_file())
+            log.append(f"{rank}: {' '.join(found)}")
+            if rank == 0 and log.count(log[-1]) == 2:  # room is made: the other ranks write
+                save(1, {"module": {}})
+                save(1, None)
+            return problem
 
-        save_checkpoint(tmp_path, "7", payload, mp_rank=rank, mp_size=2, is_first_rank=rank == 0, barrier=barrier)
+        save_checkpoint(tmp_path, "7", payload, mp_rank=rank, mp_size=2, is_first_rank=rank == 0, agree=agree,
+                        more={f"optimizer_{rank}": {}} if payload else {})
 
-    save(1, {"module": {}})
-    save(1, None)
     save(0, {"module": {}})
-    shards = ["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"]
-    assert log == [f"1: {shards[1:]}"] * 4 + [f"0: {shards}", f"0: {[LATEST_TRACKER, *shards]}"]
+    mine, theirs = ("mp_rank_00_model_states.pt", "optimizer_0"), ("mp_rank_01_model_states.pt", "optimizer_1")
+    others = " ".join(f"7.new/{name}" for name in theirs)
+    both = sorted([*mine, *theirs])
+    assert log == [
+        "0: ", "0: ", "1: ", "1: ", f"1: {others}", f"1: {others}", *[f"1: {others}"] * 4,
+        f"0: {' '.join(f'7.new/{name}' for name in both)}",
+        f"0: {' '.join(f'7/{name}' for name in both)} {LATEST_TRACKER}"]
+
+
+@pytest.mark.parametrize("full_at", range(6))
+def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                        full_at: int) -> None:
+    save_best(tmp_path, 1.0)
+    (tmp_path / "77.new").mkdir()
+    with monkeypatch.context() as patch:
+        calls = []
+
+        def full(descriptor: int) -> None:
+            calls.append(descriptor)
+            if len(calls) > full_at:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            save_best(tmp_path, 2.0)
+    assert loaded(tmp_path) in ((1.0,) if full_at < 4 else (1.0, 2.0))
+    save_best(tmp_path, 3.0)
+    assert loaded(tmp_path) == 3.0
+    assert sorted(child.name for child in tmp_path.iterdir()) == sorted([LATEST_TRACKER, BEST_TRACKER, "best"])
+
+
+def test_all_ranks_fail_if_one_cannot_write(tmp_path: Path) -> None:
+    save_best(tmp_path, 1.0)
+    answers = iter(["", "", "rank 1: no space left"])
+    with pytest.raises(OSError, match="another rank could not save the checkpoint: rank 1: no space left"):
+        save_checkpoint(tmp_path, "best", half_of_best(2.0), mp_rank=0, mp_size=2, is_first_rank=True,
+                        agree=lambda problem: next(answers))
+    assert loaded(tmp_path) == 1.0 and not (tmp_path / "best.new").exists(), "the space is given back"
 
 
 def test_publishing_too_early_is_noticed(tmp_path: Path) -> None:
