@@ -1,4 +1,4 @@
-"""Where the material that is not part of the repository lies (golden cases, real text); tests skip where it is absent."""
+"""Where the material outside the repository lies (golden cases, real text); tests skip where it is absent."""
 
 from __future__ import annotations
 

@@ -28,7 +28,8 @@ def tiny_glm(seed: int = 0, parallel_output: bool = True, output_predict: bool =
     return model
 
 
-def tiny_lm_batch(batch_size: int = 3, length: int = 16, vocab_size: int = 64, seed: int = 0) -> dict[str, torch.Tensor]:
+def tiny_lm_batch(batch_size: int = 3, length: int = 16, vocab_size: int = 64,
+                  seed: int = 0) -> dict[str, torch.Tensor]:
     """A block-LM batch: part A, one span of part B, padding at the end; names as in the golden batches."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(7, vocab_size, (batch_size, length), generator=generator)
