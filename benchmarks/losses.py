@@ -135,7 +135,7 @@ def _rows(rows: int, width: int, repeats: int, *, cut: bool) -> Iterator[Row]:
         other = labels if "label" in name else teacher
         yield compare(name + (", rank 0 of 2" if cut else ""), work(plain, other), work(ours, other), [student],
                       repeats=repeats,
-                      goal_ratio=4.3 if "KD" in name else None, goal_megabytes=gradient_mb + 10)
+                      goal_ratio=4.3, goal_megabytes=gradient_mb + 10)
 
 
 def whole_losses(rows: int, vocabulary: int, repeats: int) -> Iterator[Row]:

@@ -13,7 +13,7 @@ import torch
 from data_utils.block_lm import BlockLM, BlockLMConfig
 from data_utils.corpora.build import iter_source, write_tokens
 from data_utils.corpora.documents import InMemoryDocuments
-from data_utils.corpora.registry import resolve_source
+from data_utils.corpora.registry import Source, resolve_source
 from data_utils.datasets.block import BlockDataset
 from data_utils.loaders import BatchPlan, BlockLMLoader
 from data_utils.tokenizers import Tokenizer, make_tokenizer
@@ -37,14 +37,25 @@ def text_lines(corpus: str | None, vocabulary: str | None, batches: int) -> Iter
             yield _loader_line(tokenizer, encoded, mode, bert, sentence, batches)
         yield _equality_line(tokenizer, encoded)
         size = sum(map(len, texts)) / 1e6
-        naive = _wall(lambda: [tokenizer._words.encode(text) for text in texts])
         for processes in (1, 2):
-            with tempfile.TemporaryDirectory() as cache:
-                spent = _wall(partial(write_tokens, Path(cache), source, tokenizer, num_processes=processes,
-                                      show_progress=False))
-            yield (f"token cache of {size:.0f} MB, {processes} process(es)    one engine call a line {naive:.2f} s, "
-                   f"ours with writing {spent:.2f} s, {naive / spent:.1f}x   goal >= {GOAL_CACHE:g}x "
-                   f"{'yes' if naive / spent >= GOAL_CACHE else 'NO'}")
+            yield _cache_line(source, tokenizer, texts, processes, size)
+
+
+def _cache_line(source: Source, tokenizer: Tokenizer, texts: list[str], processes: int, size: float,
+                repeats: int = 3) -> str:
+    """Wall-clock time (several processes have no common CPU time), in turns."""
+    pairs = []
+    for _ in range(repeats):
+        naive = _wall(lambda: [tokenizer._words.encode(text) for text in texts])
+        with tempfile.TemporaryDirectory() as cache:
+            ours = _wall(partial(write_tokens, Path(cache), source, tokenizer, num_processes=processes,
+                                 show_progress=False))
+        pairs.append((naive / ours, naive, ours))
+    ratios = sorted(pairs)
+    ratio, naive, ours = ratios[len(ratios) // 2]
+    return (f"token cache of {size:.0f} MB, {processes} process(es)    one engine call a line {naive:.2f} s, ours with "
+            f"writing {ours:.2f} s, {ratio:.1f}x ({ratios[0][0]:.1f}-{ratios[-1][0]:.1f})   goal >= {GOAL_CACHE:g}x "
+            f"{'yes' if ratio >= GOAL_CACHE else 'NO'}")
 
 
 def _enlarged(corpus: Path, megabytes: int = 24) -> Path:

@@ -15,7 +15,7 @@ from tests.helpers.shared import REPOSITORY
 
 #: Sizes, the stage, the length of schedules and the number of passes, which every method may read.
 COMMON = {"finetune", "num_layers", "hidden_size", "num_attention_heads", "mt_hidden_size", "mt_has_loss",
-          "lr_decay_iters", "forward_repeat_num", "ignore_first_backward_gard"}
+          "lr_decay_iters", "block_lm_ratio", "forward_repeat_num", "ignore_first_backward_gard"}
 SHARED_PREFIXES = ("distill_", "distil_", "teacher_")
 
 

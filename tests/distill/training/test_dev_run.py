@@ -58,7 +58,10 @@ def published(*words: str) -> Any:
 ])
 def test_all_widths_have_one_divisor(words: tuple[str, ...], divisor: int, expected: dict[str, Any]) -> None:
     with running(parse_args(["--block-lm"], PRETRAIN)):
-        assert dev_sizes.shrunk_widths(published(*words), 1000, None) == (divisor, expected)
+        found, widths = dev_sizes.shrunk_widths(published(*words), 1000, None)
+    # Widths that methods own have defaults of their own and shrink along.
+    assert (found, {name: width for name, width in widths.items() if not name.startswith("rail_kd")}) == (
+        divisor, expected)
 
 
 def test_given_sizes_come_first(world: Path) -> None:

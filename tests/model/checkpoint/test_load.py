@@ -13,7 +13,7 @@ from torch import nn
 from model.checkpoint.load import HEAD_PREFIXES, iteration_of, load_backbone, load_into, read_module_state
 from model.checkpoint.naming import canonical_name, is_redundant, resolve_checkpoint, shard_path
 from model.checkpoint.reshard import reshard
-from model.checkpoint.save import module_payload, save_checkpoint
+from model.checkpoint.save import module_payload, publish, save_shard
 from model.parallel.sharding import REPLICATED, ROWS, set_shard_spec
 from tests.model.checkpoint.synthetic import (
     assert_same_state,
@@ -262,8 +262,8 @@ def test_own_files_round_trip_over_sizes(tmp_path: Path) -> None:
     for rank, part in enumerate(reshard([whole_state()], specs_of(), 2)):
         model = Holder(size=2)
         load_into(dict(model.named_parameters()), part, where="memory")
-        save_checkpoint(tmp_path, "9", {**module_payload(model), "iteration": 9}, mp_rank=rank, mp_size=2,
-                        is_first_rank=rank == 1, barrier=lambda: None)
+        save_shard(tmp_path, "9", {**module_payload(model), "iteration": 9}, rank)
+    publish(tmp_path, "9", mp_size=2)
     for size in (1, 2, 4):
         for rank, expected in enumerate(reshard([whole_state()], specs_of(), size)):
             model = Holder(size=size)

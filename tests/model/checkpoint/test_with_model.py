@@ -34,7 +34,7 @@ def loaded_logits(path: str) -> torch.Tensor:
 def saved(tmp_path: Path) -> Path:
     torch.manual_seed(1)
     save_checkpoint(tmp_path / "run", "10", module_payload(GLMModel(tiny_config())), mp_rank=0, mp_size=1,
-                    is_first_rank=True, barrier=lambda: None)
+                    is_first_rank=True, agree=lambda problem: problem)
     return tmp_path / "run"
 
 
