@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from random import Random
 
@@ -50,5 +51,5 @@ def test_every_bit_counts() -> None:
     one = {"a": [torch.tensor([1.0]), 0.1], "b": None}
     assert list(differences(one, {"a": [torch.tensor([1.0]), 0.1], "b": None})) == []
     next_float = torch.nextafter(torch.tensor([1.0]), torch.tensor([2.0]))
-    found = list(differences(one, {"a": [next_float, 0.1 + 1e-17], "c": None}))
-    assert [path for path, _ in found] == ["/a/0", "/b", "/c"]
+    found = list(differences(one, {"a": [next_float, math.nextafter(0.1, 1)], "c": None}))
+    assert [path for path, _ in found] == ["/a/0", "/a/1", "/b", "/c"]
