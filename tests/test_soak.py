@@ -26,7 +26,7 @@ def soak(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Soak:
 
 SEED = 1
 #: Draws of that seed that differ in stage, ranks and engine, and whose faults happen.
-DRAWS = (2, 3, 7, 8)
+DRAWS = (1, 3, 7, 8)
 
 
 @pytest.mark.slow
