@@ -23,7 +23,7 @@ from distill.distill_model import find_method
 from distill.flag_types import PerTeacher
 from distill.multi_teacher_model import add_multi_teacher_flags
 from distill.retired_flags import add_retired_flags, check_retired_flags
-from distill.student import add_distill_flags, add_method_flags, check_refused
+from distill.student import add_distill_flags, add_method_flags, check_distill_flags
 from distill.teachers import add_teacher_flags, teacher_specs
 from distill.training import ds_config
 from distill.training.flags import add_training_flags
@@ -276,4 +276,4 @@ def _check(args: argparse.Namespace, stage: str) -> None:
     _check_sizes(args)
     if args.student_model is not None:
         find_method(args.student_model).check_flags(args)
-    check_refused(args)
+    check_distill_flags(args)

@@ -1,4 +1,4 @@
-"""The flags shared by all methods, and the ones that are refused or without effect."""
+"""The flags shared by all methods, their checks, and the ones without effect."""
 
 from __future__ import annotations
 
@@ -10,11 +10,6 @@ from distill.flag_types import fraction
 
 logger = logging.getLogger(__name__)
 
-_LATER = "is not part of this version"
-
-#: Flags that are understood but refused if set: dest -> why, and the way out.
-REFUSED: dict[str, str] = {
-}
 #: Flags that are accepted and have nothing to do: dest -> why.
 WITHOUT_EFFECT: dict[str, str] = {
     "enable_parallel_entropy": "losses never gather the logits, with or without it",
@@ -81,14 +76,10 @@ def _add_base(group: argparse._ArgumentGroup) -> None:
                             "(--mt_has_grad)")
 
 
-def check_refused(args: Any) -> None:
-    """Raise ValueError for the first refused flag that is set and for passes that cannot be; warn about flags without
-    effect."""
-    for dest, reason in REFUSED.items():
-        if _is_set(args, dest):
-            raise ValueError(f"--{dest}={getattr(args, dest)}: {reason}")
+def check_distill_flags(args: Any) -> None:
+    """Raise ValueError for passes that cannot be; warn about flags without effect."""
     for dest, reason in WITHOUT_EFFECT.items():
-        if _is_set(args, dest):
+        if getattr(args, dest, False):
             logger.warning("--%s has no effect: %s", dest, reason)
     _check_passes(args)
 
@@ -119,10 +110,3 @@ def _check_passes(args: Any) -> None:
     for dest in ("forward_repeat_num", "distill_random_data", "distil_analysis_inter"):
         if not args.student_model and getattr(args, dest):
             logger.warning("--%s has no effect without --student_model", dest)
-
-
-def _is_set(args: Any, dest: str) -> bool:
-    value = getattr(args, dest, None)
-    if dest.startswith("mt_") and isinstance(value, str):  # a list of zeros asks for nothing
-        return any(entry.strip("0.") for entry in value.split(":"))
-    return bool(value)

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from distill.analysis import Comparison, analysis_hook, comparisons, misfits, similarities
-from distill.distill_flags import REFUSED, add_shared_flags, check_refused, pass_numbers
+from distill.distill_flags import add_shared_flags, check_distill_flags, pass_numbers
 from distill.flag_types import PerTeacher
 from distill.layer_maps import Path
 from distill.losses import kl_divergence, mse, position_pad_mask, soft_cross_entropy
@@ -39,8 +39,8 @@ from model.empty import EmptyGLM
 from model.parallel.sharding import mark_replicated_parameters
 from model.taps import Hook, has_tap, merge_hooks, tapped
 
-__all__ = ["METHODS", "REFUSED", "GLMStudent", "Loss", "Pair", "TeacherSpec", "add_distill_flags", "add_method_flags",
-           "build_student", "check_refused", "find_method", "register_method"]
+__all__ = ["METHODS", "GLMStudent", "Loss", "Pair", "TeacherSpec", "add_distill_flags", "add_method_flags",
+           "build_student", "check_distill_flags", "find_method", "register_method"]
 
 logger = logging.getLogger(__name__)
 Loss = torch.Tensor | float
@@ -714,7 +714,7 @@ def build_student(language_model: nn.Module, args: Any, *, teachers: Sequence[Te
     Its combiner asks it to check the teachers' sizes (:meth:`GLMStudent.check_teachers`).
     """
     cls = find_method(args.student_model)
-    check_refused(args)
+    check_distill_flags(args)
     cls.check_flags(args)
     if args.student_use_empty_glm:
         language_model = EmptyGLM(language_model)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill.distill_flags import REFUSED, WITHOUT_EFFECT, add_shared_flags
+from distill.distill_flags import WITHOUT_EFFECT, add_shared_flags
 from distill.distill_model import METHODS  # not from distill.student: this registers all of them
 from distill.multi_teacher_model import COMBINERS
 from tests.helpers.shared import REPOSITORY
@@ -62,5 +62,5 @@ def test_every_flag_acts_or_is_spoken_for(name: str) -> None:
     text = "\n".join(path.read_text() for path in files)
     composed = {"distill_ft_soft", "distill_ft_hard", "distill_pt_soft", "distill_pt_hard", "distill_soft_rate",
                 "distill_hard_rate"}
-    for flag in owned - set(REFUSED) - set(WITHOUT_EFFECT) - composed:
+    for flag in owned - set(WITHOUT_EFFECT) - composed:
         assert f"args.{flag}" in text or f'"{flag}"' in text, flag

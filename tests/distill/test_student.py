@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.distill_model import find_method
-from distill.student import METHODS, REFUSED, GLMStudent, build_student, check_refused, register_method
+from distill.student import METHODS, GLMStudent, check_distill_flags, register_method
 from distill.training.run_state import RunState
 from model.heads import SequenceClassification
 from model.taps import has_tap
@@ -297,25 +297,8 @@ def test_a_disabled_teacher_cannot_give_soft_labels() -> None:
         step(context)
 
 
-SET = {"teacher_map_vocab_size": "--teacher_map_vocab_size=0.5", "mt_map_vocab_size": "--mt_map_vocab_size=0:64",
-       "teacher_ib_word_emb": "--teacher_ib_word_emb=4", "teacher_compress_word_emb": "--teacher_compress_word_emb=4",
-       "mt_ib_word_emb": "--mt_ib_word_emb=0:4", "mt_compress_word_emb": "--mt_compress_word_emb=4",
-       "mt_load_from_s": "--mt_load_from_s=folder", "mt_model_load": "--mt_model_load=folder"}
-
-
-@pytest.mark.parametrize("dest", REFUSED)
-def test_refused_flags_are_named_with_the_way_out(dest: str) -> None:
-    args = tiny_args(*KD, "--distill_pt_soft", SET.get(dest, f"--{dest}"))
-    with pytest.raises(ValueError, match=rf"--{dest}=.*(leave the flag out|use a plain teacher)"):
-        build_student(tiny_glm(), args, teachers=())
-
-
-def test_lists_of_zeros_ask_for_nothing() -> None:
-    check_refused(tiny_args(*KD, "--mt_map_vocab_size=0:0", "--mt_compress_word_emb=0"))
-
-
 def test_flags_without_effect_are_told(caplog: pytest.LogCaptureFixture) -> None:
-    check_refused(tiny_args(*KD, "--enable_parallel_entropy", "--avgmt_inter_checkpoint"))
+    check_distill_flags(tiny_args(*KD, "--enable_parallel_entropy", "--avgmt_inter_checkpoint"))
     assert "--enable_parallel_entropy has no effect" in caplog.text
     assert "--avgmt_inter_checkpoint has no effect" in caplog.text
 

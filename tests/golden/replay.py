@@ -28,7 +28,7 @@ from torch import nn
 from distill.arguments import build_parser
 from distill.multi_teacher_model import COMBINERS, attach_combiner, attach_live_teachers
 from distill.retired_flags import check_retired_flags
-from distill.student import METHODS, GLMStudent, build_student, check_refused
+from distill.student import METHODS, GLMStudent, build_student, check_distill_flags
 from distill.teachers import TeacherSpec, disabled_teachers, teacher_specs
 from distill.training.build import backbone, output_shape, with_head
 from distill.training.forward_step import StepContext, StepOutput, forward_step
@@ -110,7 +110,7 @@ def parse_flags(case: dict[str, Any]) -> SimpleNamespace:
         raise NotBuilt(f"--multi_teacher_model={args.multi_teacher_model}")
     try:
         check_retired_flags(args)
-        check_refused(args)
+        check_distill_flags(args)
     except ValueError as error:
         raise NotBuilt(str(error)) from None
     return SimpleNamespace(**{**vars(args), "vocab_size": case["vocab_size"], "log_interval": 1})
