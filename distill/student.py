@@ -30,7 +30,7 @@ from torch import nn
 from distill.analysis import Comparison, analysis_hook, comparisons, misfits, similarities
 from distill.distill_flags import add_shared_flags, check_distill_flags, pass_numbers
 from distill.flag_types import PerTeacher
-from distill.layer_maps import Path
+from distill.layer_maps import Path, hidden_state, uniform_layer_map
 from distill.losses import kl_divergence, mse, position_pad_mask, soft_cross_entropy
 from distill.teachers import TeacherSpec, TeacherView
 from distill.training.run_state import RunState
@@ -442,6 +442,12 @@ class GLMStudent(nn.Module):
                                             partition=partition)
         return soft_cross_entropy(s_logits, t_logits, mask=mask, keep_batch=keep_batch, temperature=tau,
                                   partition=partition, wo_constant=self.args.distill_mask_wo_constant)
+
+    def hidden_state_pairs(self, t_no: int) -> Sequence[Pair]:
+        """Every hidden state, embeddings and output included, with the one of teacher ``t_no`` at the uniform map."""
+        depth, t_depth = self.config.num_layers, self.teachers[t_no].num_layers
+        return tuple(Pair("hidden_states", hidden_state(k, depth), hidden_state(seg, t_depth))
+                     for k, seg in enumerate(uniform_layer_map(depth, t_depth)))
 
     def sum_pairs(self, s_inter_vars: Sequence[torch.Tensor], t_inter_vars: Sequence[torch.Tensor], s_hook: Hook,
                   t_hook: Hook, *, keep_batch: bool, t_no: int) -> Loss:

@@ -199,7 +199,7 @@ def build_vocab_map(sort_ids: Sequence[int], vocab_size: int, num_rows: int, *, 
     """
     if num_rows < num_protected:
         raise ValueError(f"--map_vocab_size: {num_rows} rows are fewer than the {num_protected} tokens that must not "
-                         "be dropped (commands and answer words)")
+                         "be dropped")
     order = torch.tensor([*sort_ids, *range(len(sort_ids), vocab_size)], dtype=torch.long)
     kept, dropped = order[:num_rows], order[num_rows:]
     to_row = torch.empty(vocab_size, dtype=torch.long)

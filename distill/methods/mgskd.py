@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distill.layer_maps import hidden_state, uniform_layer_map
+from distill.layer_maps import uniform_layer_map
 from distill.losses import position_pad_mask, reduce_rows
 from distill.losses.granular_relations import sample_relations, span_means, token_relations
 from distill.student import GLMStudent, Loss, Pair, TeacherSpec, register_method
@@ -71,11 +71,7 @@ class MGSKD(GLMStudent):
         return "relations are normalised over, and formed between, all samples" if self._has_terms() else ""
 
     def pairs(self, t_no: int = 0) -> Sequence[Pair]:
-        depth, t_depth = self.config.num_layers, self.teachers[t_no].num_layers
-        if not self._has_terms():
-            return ()
-        return tuple(Pair("hidden_states", hidden_state(k, depth), hidden_state(seg, t_depth))
-                     for k, seg in enumerate(uniform_layer_map(depth, t_depth)))
+        return self.hidden_state_pairs(t_no) if self._has_terms() else ()
 
     def get_student_hook(self, **kwargs: Any) -> Hook:
         return merge_hooks(super().get_student_hook(), {"position_ids": None} if self._has_terms() else {})
