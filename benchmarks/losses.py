@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Row, Work, compare
 from distill.losses import kl_divergence, mse
-from distill.losses.top_n import pick_entries, threshold_hinge, top_entries
+from distill.losses.top_n import threshold_hinge, top_entries
 from model.parallel import groups
 from model.parallel.cross_entropy import vocab_parallel_cross_entropy
 from model.parallel.fused_vocab_loss import SoftTarget, fused_vocab_loss
@@ -61,8 +61,8 @@ def our_mse(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 def our_top_n(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     top = top_entries(teacher, TOP_N)
-    hinge, _ = threshold_hinge(student, top)
-    return TAU ** 2 * kl_divergence(pick_entries(student, top.columns), top.values, temperature=TAU) + hinge
+    hinge, _, picked = threshold_hinge(student, top)
+    return TAU ** 2 * kl_divergence(picked, top.values, temperature=TAU) + hinge
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -48,8 +48,10 @@ def attention(repeats: int, batch: int = 4, heads: int = 12, length: int = 512, 
         num_layers=1, hidden_size=heads * size, num_attention_heads=heads, max_position_embeddings=length,
         vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0))
 
+    upstream = torch.ones(batch, heads, length, size)
+
     def work(function: Callable[[], torch.Tensor]) -> Work:
-        return lambda: function().sum().backward()
+        return lambda: function().backward(upstream)
 
     def fused(dropout: float) -> torch.Tensor:
         module.dropout_p = dropout

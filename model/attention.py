@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.config import INIT_STD, ModelConfig
+from model.dropout_attention import dropout_attention
 from model.parallel.groups import get_model_parallel_world_size
 from model.parallel.layers import ColumnParallelLinear, RowParallelLinear, divide, normal_init
 from model.parallel.random import model_parallel_rng
@@ -95,6 +96,8 @@ class ParallelSelfAttention(nn.Module):
         if not self.training or self.dropout_p == 0.0:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         with model_parallel_rng():
+            if query.device.type == "cpu" and not torch.compiler.is_compiling():
+                return dropout_attention(query, key, value, mask, self.dropout_p)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=self.dropout_p)
 
     def _explicit(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,

@@ -8,6 +8,7 @@ Legend: ``b`` batch, ``s`` sequence, ``v`` vocabulary, ``p`` model-parallel rank
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from model.parallel.groups import parallel_state
 from model.parallel.mappings import (
     all_gather_last,
     all_reduce,
-    copy_to_model_parallel_region,
     reduce_from_model_parallel_region,
 )
 from model.parallel.vocab_log_prob import as_rows, compute_dtype, global_width, row_chunks
@@ -83,66 +83,107 @@ def raise_to_minimum(teacher: torch.Tensor, n: int) -> torch.Tensor:
     return torch.where(teacher < threshold, minimum, teacher)
 
 
-class _ExcessRows(torch.autograd.Function):
-    """``sum max(0, s_j - theta)`` and the number of positive terms over a row's entries outside ``columns``."""
+class _PickAndExcess(torch.autograd.Function):
+    """The picked entries and, of the other entries of each row, ``sum max(0, s_j - theta)`` and the number of positive
+    terms, with theta the smallest of the picked ones: [n, v/p], [n, k] -> [n, k], [n], [n].
+
+    One function, so that there is one gradient of the size of the logits. The picked entries are whole, sum and number
+    are this rank's. Over several smallest entries the gradient of theta is spread evenly.
+    """
 
     @staticmethod
-    def forward(ctx: Any, student: torch.Tensor, theta: torch.Tensor,
-                columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(ctx: Any, student: torch.Tensor, columns: torch.Tensor,
+                with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        picked = pick_entries(student, columns).to(compute_dtype(student))
+        theta = picked.amin(dim=-1)
         total, count = torch.empty_like(theta), torch.empty_like(theta)
-        for rows in row_chunks(student):
-            excess = _excess(student, theta, columns, rows).clamp_(min=0)
+        ctx.is_fresh = with_grad and ctx.needs_input_grad[0]
+        # Where the excess is positive, 1: formed now, while the chunk is in the cache; exact in every dtype.
+        positive = torch.empty_like(student, memory_format=torch.contiguous_format) if ctx.is_fresh else None
+        for rows, excess in _excess_chunks(student, theta, columns):
             total[rows] = excess.sum(dim=-1)
             count[rows] = excess.sign_().sum(dim=-1)  # comparisons are five times slower on a CPU
-        ctx.save_for_backward(student, theta, columns, count)
+            if positive is not None:
+                positive[rows] = excess
+        ctx.save_for_backward(student, picked, columns, count, positive)
         ctx.mark_non_differentiable(count)
-        return total, count
+        return picked, total, count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        student, theta, columns, count = ctx.saved_tensors
-        gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
-        for rows in row_chunks(student):
-            positive = _excess(student, theta, columns, rows).clamp_(min=0).sign_()
-            torch.mul(positive, grad[rows].unsqueeze(-1), out=gradient[rows])
-        return gradient, -grad * count, None
+    def backward(ctx: Any, picked_grad: torch.Tensor, total_grad: torch.Tensor,
+                 _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        student, picked, columns, count, positive = ctx.saved_tensors
+        smallest = (picked == picked.amin(dim=-1, keepdim=True)).to(picked.dtype)
+        theta_grad = all_reduce(-total_grad * count) / smallest.sum(dim=-1)
+        picked_grad = torch.addcmul(picked_grad, smallest, theta_grad.unsqueeze(-1))
+        if ctx.is_fresh:
+            ctx.is_fresh = False
+            gradient = positive.data  # not detach(): a further pass may still unpack it
+        else:  # an earlier pass has used it up
+            gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
+            for rows, excess in _excess_chunks(student, picked.amin(dim=-1), columns):
+                gradient[rows] = excess.sign_()
+        gradient.mul_(total_grad.unsqueeze(-1).to(gradient.dtype))
+        if parallel_state().model_size > 1:
+            foreign = columns == student.shape[-1]
+            columns, picked_grad = columns.masked_fill(foreign, 0), picked_grad.masked_fill(foreign, 0.0)
+        return gradient.scatter_add_(-1, columns, picked_grad.to(gradient.dtype)), None, None
 
 
-def _excess(student: torch.Tensor, theta: torch.Tensor, columns: torch.Tensor, rows: slice) -> torch.Tensor:
-    chunk = student[rows]
-    excess = theta.new_zeros(chunk.shape[0], chunk.shape[1] + 1)  # the last column takes the entries of other ranks
-    torch.sub(chunk.to(theta.dtype), theta[rows].unsqueeze(-1), out=excess[:, :-1])
-    return excess.scatter_(-1, columns[rows], 0.0)[:, :-1]
+def _excess_chunks(student: torch.Tensor, theta: torch.Tensor,
+                   columns: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """``max(0, s - theta)``, zero at ``columns``, in chunks of rows; the next chunk takes the same memory."""
+    width = student.shape[-1]
+    padded = None
+    for rows in row_chunks(student):
+        chunk = student[rows]
+        if padded is None:  # the last column takes the entries of other ranks
+            padded = theta.new_empty(chunk.shape[0], width + 1)
+        excess = padded[:chunk.shape[0]]
+        torch.sub(chunk.to(theta.dtype), theta[rows].unsqueeze(-1), out=excess[:, :-1])
+        yield rows, excess.scatter_(-1, columns[rows], 0.0)[:, :-1].clamp_(min=0)
+
+
+class TopLoss(NamedTuple):
+    """What :func:`threshold_hinge` returns.
+
+    Attributes:
+        hinge: the loss, a scalar, or [b] with ``keep_batch``.
+        number: of positive terms, a scalar without gradient.
+        picked: [..., n], the student's entries in the teacher's order, equal on all ranks, with gradient.
+    """
+
+    hinge: torch.Tensor
+    number: torch.Tensor
+    picked: torch.Tensor
 
 
 def threshold_hinge(student: torch.Tensor, top: TopEntries, *, mask: torch.Tensor | None = None,
-                    keep_batch: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+                    keep_batch: bool = False) -> TopLoss:
     """Push the student's other entries below the smallest of its entries that the teacher ranks best.
 
     ``sum_{j not in top} max(0, s_j - theta) / number of positive terms``, theta = min over the top entries of the
     student's logits (with gradient); sum and number run over all positions where the mask is on, and over all ranks.
+    Zero where nothing is positive. It hands out the picked entries too: a loss on them then shares its gradient.
 
     Args:
         student: [b, s, v/p] raw logits (no temperature).
         mask: [b, s], 0 leaves a position out of sum and number.
         keep_batch: return [b], whose mean is the scalar.
-
-    Returns:
-        The hinge, and the number of positive terms (0-dimensional, no gradient). Zero where nothing is positive.
     """
-    theta = pick_entries(student, top.columns).to(compute_dtype(student)).amin(dim=-1)
-    total, count = _ExcessRows.apply(as_rows(student), copy_to_model_parallel_region(theta.reshape(-1)),
-                                     top.columns.reshape(-1, top.columns.shape[-1]))
-    total, count = total.view(theta.shape), count.view(theta.shape)
+    picked, total, count = _PickAndExcess.apply(
+        as_rows(student), top.columns.reshape(-1, top.columns.shape[-1]), torch.is_grad_enabled())
+    shape = student.shape[:-1]
+    picked, total, count = picked.view(*shape, -1), total.view(shape), count.view(shape)
     if mask is not None:
         mask = fit_mask(mask, total)
         total, count = total * mask, count * mask
     number = all_reduce(count.sum())
     total = reduce_from_model_parallel_region(total) / number.clamp(min=1.0)
     if keep_batch:
-        return total.flatten(1).sum(dim=1) * total.shape[0], number
-    return total.sum(), number
+        return TopLoss(total.flatten(1).sum(dim=1) * total.shape[0], number, picked)
+    return TopLoss(total.sum(), number, picked)
 
 
 def vocabulary_size(logits: torch.Tensor) -> int:

@@ -20,7 +20,6 @@ import torch
 
 from distill.losses import kl_divergence, mse, position_pad_mask
 from distill.losses.top_n import (
-    pick_entries,
     raise_to_minimum,
     resolve_top_n,
     threshold_hinge,
@@ -104,10 +103,10 @@ class GLMD(GLMStudent):
                 teacher = raise_to_minimum(teacher, n)
             else:
                 top = top_entries(teacher, n)
-                hinge, number = threshold_hinge(student, top, mask=mask, keep_batch=keep_batch)
+                hinge, number, student = threshold_hinge(student, top, mask=mask, keep_batch=keep_batch)
                 self.add_summary("inter_loss/s_logits_threshold", hinge)
                 self.add_summary("inter_loss/s_logits_threshold_count_nonzero", number)
-                student, teacher, partition = pick_entries(student, top.columns), top.values, None
+                teacher, partition = top.values, None
         loss = self._distance(student, teacher, mask, keep_batch, partition)
         self.add_summary("inter_loss/logits_parallel", loss)
         return loss if hinge is None else loss + hinge

@@ -26,6 +26,7 @@ Legend: ``n`` rows (all axes but the last), ``v`` vocabulary, ``p`` model-parall
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,10 +67,11 @@ def _chunk_rows(x: torch.Tensor) -> int:
 def scratch_chunks(x: torch.Tensor, count: int,
                    dtype: torch.dtype) -> Iterator[tuple[slice, *tuple[torch.Tensor, ...]]]:
     """:func:`row_chunks`, each with ``count`` tensors of its size to work in: the same memory every time."""
-    shape = (count, min(x.shape[0], _chunk_rows(x)), x.shape[-1])
-    buffers = torch.empty(shape, dtype=dtype, device=x.device)
+    step = min(x.shape[0], _chunk_rows(x))
+    buffers = torch.empty((count, step, x.shape[-1]), dtype=dtype, device=x.device).unbind()
     for rows in row_chunks(x):
-        yield rows, *(buffer[:rows.stop - rows.start] for buffer in buffers)
+        yield rows, *(buffers if rows.stop - rows.start == step else (
+            buffer[:rows.stop - rows.start] for buffer in buffers))
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
@@ -132,6 +134,16 @@ def summed(rows: torch.Tensor, parallel: bool) -> torch.Tensor:
 def _weighted(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """``q x`` in ``x``, zero where ``q`` is zero and ``x`` infinite: what has no probability adds nothing."""
     return x.mul_(q).nan_to_num_(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
+
+
+def _weighted_sum(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Sums of ``q x`` over the last axis, [..., v] -> [...]; ``x`` may be edited. On a CPU a dot product reads both
+    once, and the careful way is taken only where an infinity came up; on an accelerator to ask would be to wait."""
+    if q.device.type == "cpu":
+        total = torch.linalg.vecdot(q, x)
+        if math.isfinite(total.sum().item()):
+            return total
+    return _weighted(q, x).sum(dim=-1)
 
 
 def _is_cut(parallel: bool) -> bool:
@@ -198,7 +210,7 @@ class SoftLabelSums:
         torch.exp(t, out=e)
         torch.sum(e, dim=-1, out=self.teacher.total[rows])
         difference = t.sub_(s) if self.is_kl else torch.neg(s, out=t)
-        torch.sum(_weighted(e, difference), dim=-1, out=self.product[rows])
+        self.product[rows] = _weighted_sum(e, difference)
         torch.sum(s.exp_(), dim=-1, out=self.student.total[rows])
 
     def finish(self, parallel: bool) -> torch.Tensor:
@@ -322,7 +334,7 @@ class _Entropy(torch.autograd.Function):
         for rows, z, e in scratch_chunks(logits, 2, dtype):
             sums.centre(logits[rows], rows, z)
             torch.sum(torch.exp(z, out=e), dim=-1, out=sums.total[rows])
-            torch.sum(_weighted(e, z), dim=-1, out=product[rows])
+            product[rows] = _weighted_sum(e, z)
         log_z = sums.finish(parallel)
         shift = sums.shift.double()
         entropy = (log_z - summed(torch.exp(shift - log_z) * (product + sums.total * shift), parallel)).to(dtype)
@@ -354,7 +366,7 @@ class _SquaredError(torch.autograd.Function):
         loss = torch.empty(student.shape[0], dtype=dtype, device=student.device)
         for rows, d in scratch_chunks(student, 1, dtype):
             difference = _difference(student[rows], teacher[rows], teacher_weight, d if early is None else early[rows])
-            torch.sum(torch.mul(difference, difference, out=d), dim=-1, out=loss[rows])
+            loss[rows] = torch.linalg.vecdot(difference, difference)
         ctx.save_for_backward(student, teacher, early)
         return summed(loss, parallel)
 

@@ -50,8 +50,8 @@ def test_hinge_loops(n: int, mask: torch.Tensor, chunk: int, monkeypatch: pytest
     monkeypatch.setattr(vocab_log_prob, "CPU_CHUNK_ELEMENTS", chunk)
     student, teacher = logits()
     sums, count = hinge_oracle(n, mask)
-    hinge, number = threshold_hinge(student, top_entries(teacher, n), mask=mask)
-    per_sample, _ = threshold_hinge(student, top_entries(teacher, n), mask=mask, keep_batch=True)
+    hinge, number, _ = threshold_hinge(student, top_entries(teacher, n), mask=mask)
+    per_sample, *_ = threshold_hinge(student, top_entries(teacher, n), mask=mask, keep_batch=True)
     assert number.item() == count
     assert hinge.item() == pytest.approx(sum(sums) / max(1, count))
     assert per_sample.tolist() == pytest.approx([B * value / max(1, count) for value in sums])
@@ -59,13 +59,32 @@ def test_hinge_loops(n: int, mask: torch.Tensor, chunk: int, monkeypatch: pytest
 
 def test_hinge_gradcheck_through_the_threshold() -> None:
     student, teacher = logits()
-    assert torch.autograd.gradcheck(lambda s: threshold_hinge(s, top_entries(teacher, 4), mask=MASK)[0], (student,))
+
+    def loss(s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hinge, _, picked = threshold_hinge(s, top_entries(teacher, 4), mask=MASK)
+        return hinge, picked
+
+    assert torch.autograd.gradcheck(loss, (student,))
+
+
+def test_second_backward_pass_gives_the_same() -> None:
+    student, teacher = logits()
+    hinge, _, picked = threshold_hinge(student, top_entries(teacher, 4), mask=MASK)
+    passes = [torch.autograd.grad(hinge + picked.square().sum(), student, retain_graph=True)[0] for _ in range(2)]
+    assert torch.equal(*passes) and passes[0].abs().sum() > 0
+
+
+def test_equal_smallest_entries_share_the_gradient_of_the_threshold() -> None:
+    student = torch.tensor([[[1.0, 1.0, 3.0, 2.0]]], requires_grad=True)
+    top = top_entries(torch.tensor([[[9.0, 8.0, 1.0, 0.0]]]), 2)
+    threshold_hinge(student, top).hinge.backward()  # ((3 - 1) + (2 - 1)) / 2
+    assert student.grad.tolist() == [[[-0.5, -0.5, 0.5, 0.5]]]
 
 
 def test_nothing_positive_is_zero_not_nan() -> None:
     teacher = torch.randn(B, S, V)
     student = teacher.clone().requires_grad_()
-    hinge, number = threshold_hinge(student, top_entries(teacher, 3))
+    hinge, number, _ = threshold_hinge(student, top_entries(teacher, 3))
     hinge.backward()
     assert hinge.item() == 0.0 and number.item() == 0 and (student.grad == 0).all()
 
@@ -97,8 +116,8 @@ def rank_results(n: int) -> dict[str, torch.Tensor]:
     student, teacher = (x.detach().chunk(state.model_size, -1)[state.model_rank].clone() for x in logits())
     student.requires_grad_()
     top = top_entries(teacher, n)
-    hinge, number = threshold_hinge(student, top, mask=MASK)
-    picked = pick_entries(student, top.columns)
+    hinge, number, picked = threshold_hinge(student, top, mask=MASK)
+    assert torch.equal(picked, pick_entries(student, top.columns))
     weights = torch.linspace(1, 2, picked.numel(), dtype=picked.dtype).view(picked.shape)
     (hinge + (picked * weights).sum()).backward()
     return {"hinge": hinge.detach(), "number": number, "top": top.values, "picked": picked.detach(),
