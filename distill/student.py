@@ -1,4 +1,4 @@
-"""The student: what every distillation method inherits, and the registry of methods.
+"""The student: what every distillation method inherits.
 
 A method is a subclass of :class:`GLMStudent` in a file of its own. Its public contract is that of the README's example
 (``__init__``, ``get_teacher_hook``, ``get_student_hook``, ``inter_loss``, ``pre_loss``); none of them has to call
@@ -15,10 +15,8 @@ Legend: ``b`` rows of the batch (samples x choices), ``s`` sequence, ``v`` vocab
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import random
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,10 +26,12 @@ import torch
 from torch import nn
 
 from distill.analysis import Comparison, analysis_hook, comparisons, misfits, similarities
+from distill.checkpoint_names import checkpoint_name, from_checkpoint_names, to_checkpoint_names
 from distill.distill_flags import add_shared_flags, check_distill_flags, pass_numbers
 from distill.flag_types import PerTeacher
 from distill.layer_maps import Path, hidden_state, uniform_layer_map
 from distill.losses import kl_divergence, mse, position_pad_mask, soft_cross_entropy
+from distill.registry import METHODS, find_method, offer, register_method
 from distill.teachers import TeacherSpec, TeacherView
 from distill.training.run_state import RunState
 from model.config import ModelConfig
@@ -123,12 +123,12 @@ class GLMStudent(nn.Module):
         self._misfits_told: set[int] = set()
         #: Stands at the end of every summary's name.
         self.summary_suffix = ""
-        self.register_state_dict_post_hook(_to_checkpoint_names)
-        self.register_load_state_dict_pre_hook(_from_checkpoint_names)
+        self.register_state_dict_post_hook(to_checkpoint_names)
+        self.register_load_state_dict_pre_hook(from_checkpoint_names)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        _offer(cls)
+        offer(cls)
 
     # ---- what a method may override -----------------------------------------------------------------------------
 
@@ -514,7 +514,7 @@ class GLMStudent(nn.Module):
         """Parameters under their names in a checkpoint."""
         lead = f"{prefix}." if prefix else ""
         for name, parameter in super().named_parameters("", recurse, remove_duplicate):
-            yield lead + _checkpoint_name(name), parameter
+            yield lead + checkpoint_name(name), parameter
 
     # ---- shared terms -------------------------------------------------------------------------------------------
 
@@ -612,91 +612,6 @@ def _path_hook(path: Path) -> Hook:
     for key in reversed(path):
         hook = {key: hook}
     return hook
-
-
-# ---- names in a checkpoint --------------------------------------------------------------------------------------
-
-_BACKBONE, _OWN = "origin_model.", "student."
-
-
-def _checkpoint_name(name: str) -> str:
-    return name[len(_BACKBONE):] if name.startswith(_BACKBONE) else _OWN + name
-
-
-def _owns_backbone(module: nn.Module) -> bool:
-    """A member of a mixture borrows the backbone; then the mixture alone maps names."""
-    return any(name == "origin_model" for name, _ in module.named_children())
-
-
-def _to_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    if not _owns_backbone(module):
-        return
-    for name in [name for name in state if name.startswith(prefix)]:
-        state[prefix + _checkpoint_name(name[len(prefix):])] = state.pop(name)
-
-
-def _from_checkpoint_names(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
-    for name in [name for name in state if name.startswith(prefix) and _owns_backbone(module)]:
-        value, name = state.pop(name), name[len(prefix):]
-        if name.startswith(_OWN):
-            # A release's combined method repeats the backbone once per member.
-            if f".{_BACKBONE}" not in name:
-                state[prefix + name[len(_OWN):]] = value
-        else:
-            state[prefix + _BACKBONE + name.removeprefix(_BACKBONE)] = value
-    for name in module.optional_state:
-        state.setdefault(prefix + name, module.get_buffer(name).clone())
-
-
-# ---- the registry -----------------------------------------------------------------------------------------------
-
-METHODS: dict[str, type[GLMStudent]] = {}
-"""Value of ``--student_model`` -> class. A class written at module level is offered under its name in snake case;
-:func:`register_method` chooses another name. Names with a leading underscore are not offered."""
-_refused_classes: dict[str, type[GLMStudent]] = {}
-
-
-def _offer(cls: type[GLMStudent]) -> None:
-    name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
-    if cls.__name__.startswith("_") or "<locals>" in cls.__qualname__:
-        return
-    if name in METHODS:
-        _refused_classes[name] = cls  # an error where the name is used, unless the class gets a name of its own
-    else:
-        METHODS[name], cls.method_name = cls, name
-
-
-def register_method(name: str) -> Callable[[type[GLMStudent]], type[GLMStudent]]:
-    """Class decorator: offer a method as ``--student_model=<name>``. A second class under one name is an error."""
-
-    def register(cls: type[GLMStudent]) -> type[GLMStudent]:
-        if METHODS.get(name, cls) is not cls:
-            raise ValueError(_taken(name, cls))
-        for table in (METHODS, _refused_classes):
-            for key in [key for key, value in table.items() if value is cls]:
-                del table[key]
-        METHODS[name], cls.method_name = cls, name
-        return cls
-
-    return register
-
-
-def _taken(name: str, cls: type[GLMStudent]) -> str:
-    first = METHODS[name]
-    return (f"--student_model={name} is taken by {first.__module__}.{first.__qualname__}; give "
-            f"{cls.__module__}.{cls.__qualname__} another name with @register_method")
-
-
-def find_method(name: str) -> type[GLMStudent]:
-    """A method by its name or its class name, in any case. ValueError with the nearest name if there is none."""
-    if name in _refused_classes:
-        raise ValueError(_taken(name, _refused_classes[name]))
-    known = {cls.__name__.lower(): cls for cls in METHODS.values()} | {key.lower(): cls for key, cls in METHODS.items()}
-    if name.lower() in known:
-        return known[name.lower()]
-    near = difflib.get_close_matches(name.lower(), METHODS, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ValueError(f"--student_model={name} is not a method{hint} (known: {', '.join(sorted(METHODS))})")
 
 
 def add_distill_flags(parser: argparse.ArgumentParser) -> None:
