@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +36,9 @@ MISTAKE = 2
 ABANDONED = 1
 #: Seconds that a run which has failed may take to leave its process groups.
 LEAVING = 30.0
-#: A collective may wait for the slowest rank's tokenising of a corpus.
-COLLECTIVE_TIMEOUT = timedelta(hours=2)
 # What Gloo and NCCL say when the process at the other end has ended, and torch's loader of one of its own.
-_RANK_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_RANK_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited",
+              "Gloo connectFullMesh failed", "wait timeout after")
 _WORKER_GONE = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (?:is killed|exited)")
 
 
@@ -226,7 +224,7 @@ def _join_process_group(args: Any, launch: Launch) -> bool:
         options: dict[str, Any] = {"rank": launch.rank, "world_size": launch.world_size}
         if launch.world_size == 1:
             options["store"] = dist.HashStore()  # alone: no port that could be taken
-        dist.init_process_group(args.distributed_backend, timeout=COLLECTIVE_TIMEOUT, **options)
+        groups.join_process_group(args.distributed_backend, **options)
         made = True
     if args.deepspeed:
         os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))

@@ -12,8 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+#: A collective may wait for the slowest rank's tokenising of a corpus.
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+#: For the moment when the ranks find each other: one that has died by then is not waited for as long. (A launcher ends
+#: the others at once; not every way of starting ranks has one.)
+JOINING_TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
@@ -66,17 +75,35 @@ def make_parallel_state(model_parallel_size: int, flag: str = "--model-parallel-
     data_group = model_group = None
     for start in range(model_parallel_size):
         ranks = list(range(start, world_size, model_parallel_size))
-        group = dist.new_group(ranks)
+        group = _new_group(ranks)
         if rank in ranks:
             data_group = group
     for start in range(0, world_size, model_parallel_size):
         ranks = list(range(start, start + model_parallel_size))
-        group = dist.new_group(ranks)
+        group = _new_group(ranks)
         if rank in ranks:
             model_group = group
     return ParallelState(
         model_group, rank % model_parallel_size, model_parallel_size,
         data_group, rank // model_parallel_size, world_size // model_parallel_size)
+
+
+def _new_group(ranks: list[int]) -> dist.ProcessGroup:
+    group = dist.new_group(ranks, timeout=JOINING_TIMEOUT)
+    if dist.get_rank() in ranks:
+        distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT, group)
+    return group
+
+
+def join_process_group(backend: str, **options: Any) -> None:
+    """:func:`torch.distributed.init_process_group` with the two time limits of this file. NCCL joins at its first
+    collective, so there the longer one holds from the beginning."""
+    if backend != "gloo":
+        dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, **options)
+        return
+    dist.init_process_group(backend, timeout=JOINING_TIMEOUT, **options)
+    distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT)
+    distributed_c10d._get_default_store().set_timeout(COLLECTIVE_TIMEOUT)
 
 
 @contextmanager

@@ -21,12 +21,15 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Seconds that survivors of a fault and worker processes get to end by themselves.
 GRACE = 20.0
+#: Seconds in which the ranks of a run find each other; they are forked from one process, so they begin together.
+JOINING = 15.0
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -205,6 +208,7 @@ def _run_rank(request: dict[str, Any], rank: int) -> int:
 
     from distill import finetune, pretrain
     from distill.training.setup import run_script
+    from model.parallel import groups
     from model.parallel.random import seed_everything
 
     folder, size = Path(request["folder"]), request["ranks"]
@@ -217,6 +221,7 @@ def _run_rank(request: dict[str, Any], rank: int) -> int:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size),
                       LOCAL_SIZE=str(size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]))
     seed_everything(1)
+    groups.JOINING_TIMEOUT = timedelta(seconds=JOINING)
     fault = Fault(**request["fault"]) if request["fault"] else None
     watch = Watch(folder, fault if fault and fault.rank in (None, rank) else None)
     watch.install()
@@ -286,17 +291,20 @@ class Watch:
 
     def write(self, stream: Any, data: Any) -> int:
         """Write; if the moment lies inside ``data``, only as far as that."""
-        size = len(data) if isinstance(data, str) else memoryview(data).nbytes
+        whole = data if isinstance(data, str) else memoryview(data).cast("B")
+        size, part = len(whole), 0
         fault = self.fault
         if fault is not None and fault.at == "bytes" and self.written < fault.count <= self.written + size:
             part = fault.count - self.written
-            stream.write(data[:part] if isinstance(data, str) else memoryview(data).cast("B")[:part])
+            stream.write(whole[:part])
             stream.flush()
             self._happen()
         if self.disk_is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.written += size
-        return stream.write(data)
+        if part < size:
+            stream.write(whole[part:])  # a rank that was asked to end goes on writing
+        return size
 
     def _happen(self) -> None:
         what, self.fault = self.fault.what, None

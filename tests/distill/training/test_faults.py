@@ -163,6 +163,7 @@ def test_half_a_record_is_dropped(tmp_path: Path) -> None:
     ("[gloo/pair.cc:553] Connection closed by peer [127.0.0.1]:1674.", "another rank has ended"),
     ("[gloo/pair.cc:537] Read error [127.0.0.1]:17: Connection reset by peer.", "another rank has ended"),
     ("ncclRemoteError: A call failed possibly due to a network error or a remote process exited", "another rank"),
+    ("wait timeout after 300000ms, keys: /default_pg/0//3//cpu//0/1", "another rank has ended"),
     ("DataLoader worker (pid 12) is killed by signal: Killed.", "process id 12 was ended"),
     ("DataLoader worker (pid(s) 12, 13) exited unexpectedly", "process id 12, 13 was ended"),
     ("mat1 and mat2 shapes cannot be multiplied", None)])
