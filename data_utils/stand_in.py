@@ -27,11 +27,13 @@ PUBLISHED_SIZES = {"BertWordPieceTokenizer": 30522, "GPT2BPETokenizer": 50257, "
 
 
 def write_text(path: Path, max_documents: int, *, for_training: bool = True) -> Path:
-    """Documents of the world as JSON lines."""
+    """Documents of the world as JSON lines, or, by the ending of the name, one a line."""
     world = make_world(SEED)
     documents = (make_documents(world, SEED) if for_training else
                  make_documents(world, SEED, mentions=_VALID_MENTIONS, part="valid"))
-    return _write(path, "".join(json.dumps({"text": text}) + "\n" for text in documents[:max_documents]))
+    is_json = path.suffix in (".json", ".jsonl")
+    return _write(path, "".join((json.dumps({"text": text}) if is_json else text) + "\n"
+                                for text in documents[:max_documents]))
 
 
 def write_vocabulary(folder: Path, tokenizer_type: str, words: Iterable[str] = ()) -> Path:

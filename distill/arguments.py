@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from data_utils.flags import add_data_flags, check_data_flags
+from distill.bert_flags import check_bert_flags
 from distill.distill_model import find_method
 from distill.flag_types import PerTeacher
 from distill.multi_teacher_model import add_multi_teacher_flags
@@ -31,6 +32,7 @@ from distill.vocab_init import add_vocab_flags, check_vocab_flags
 from model.config import ModelConfig, add_model_flags
 from model.parallel import backend
 from tasks.flags import add_task_flags, check_task_flags
+from tasks.language_model import is_language_model_task
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +136,7 @@ def parse_args(argv: Sequence[str] | None = None, stage: str = PRETRAIN) -> Froz
     _limit_model_parallel(args, notes)
     _resolve_engine(args, notes)
     _resolve_fractions(args)
+    notes += check_bert_flags(args)
     _check(args, stage)
     return FrozenNamespace(**vars(args), start_notes=tuple(notes))
 
@@ -268,12 +271,15 @@ def _check(args: argparse.Namespace, stage: str) -> None:
         if args.task is None:
             raise ValueError("distill/finetune.py needs --task")
         check_task_flags(args)
+        if args.epochs is None and is_language_model_task(args.task):
+            args.epochs = 0
         if args.epochs is None:
             raise ValueError("distill/finetune.py needs --epochs (0 evaluates only)")
     elif args.finetune:
         raise ValueError("--finetune belongs to distill/finetune.py; distill/pretrain.py pretrains")
     check_data_flags(args)
-    _check_sizes(args)
+    if not args.pretrained_bert:
+        _check_sizes(args)
     if args.student_model is not None:
         find_method(args.student_model).check_flags(args)
     check_distill_flags(args)

@@ -41,13 +41,13 @@ def _refused(reason: str, *flags: tuple[str, str, Any]) -> Iterator[RetiredFlag]
 
 RETIRED_FLAGS: tuple[RetiredFlag, ...] = (
     *_dead("it never had an effect on a GLM",
-           ("--layernorm-epsilon", "float", 1e-5), ("--intermediate-size", "int", None), ("--deep-init", "flag", False),
-           ("--fp32-tokentypes", "flag", False), ("--fp32-embedding", "flag", False),
-           ("--fp32-layernorm", "flag", False), ("--eval-valid", "flag", False),
+           ("--intermediate-size", "int", None), ("--deep-init", "flag", False), ("--eval-valid", "flag", False),
            ("--eval-max-preds-per-seq", "int", None)),
+    *_dead("all weights of a model have one precision", ("--fp32-tokentypes", "flag", False),
+           ("--fp32-embedding", "flag", False), ("--fp32-layernorm", "flag", False)),
     *_refused("recurrence over segments (Transformer-XL) is not built", ("--transformer-xl", "flag", False),
               ("--mem-length", "int", 0)),
-    *_refused("only GLM is trained here", ("--encoder-decoder", "flag", False), ("--pretrained-bert", "flag", False)),
+    *_refused("only models with one stack of layers are trained here", ("--encoder-decoder", "flag", False)),
     *_dead("the optimizer's state lies where the model is; --cpu_offload moves it",
            ("--cpu-optimizer", "flag", False), ("--cpu_torch_adam", "flag", False)),
     *_dead("gradients are always summed in fp32", ("--fp32-allreduce", "flag", False)),
@@ -63,7 +63,6 @@ RETIRED_FLAGS: tuple[RetiredFlag, ...] = (
            ("--temperature", "float", 1.0), ("--top_p", "float", 0.0), ("--top_k", "int", 0),
            ("--out-seq-length", "int", 256), ("--num-beams", "int", 1), ("--no-repeat-ngram-size", "int", 0),
            ("--min-tgt-length", "int", 0), ("--select-topk", "flag", False), ("--blank-maskratio", "float", 0.1)),
-    *_dead("sliding-window language-model evaluation is not built in this version", ("--overlapping-eval", "int", 32)),
 )
 
 _TYPES = {"int": int, "float": float, "str": str}

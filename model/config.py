@@ -113,6 +113,8 @@ class ModelConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be in [0, 1) (got {getattr(self, name)})")
 
     def _check_compressed_forms(self, model_parallel_size: int, flag: Callable[[str], str]) -> None:
+        if self.compress_word_emb < 0:
+            raise ValueError(f"{flag('compress_word_emb')} {self.compress_word_emb} must be a width, or 0 (off)")
         for name in ("hidden_size", "compress_word_emb", *(
                 ("ib_hidden_size",) if self.inverted_bottleneck_mode else ())):
             if getattr(self, name) % model_parallel_size != 0:
@@ -174,6 +176,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
                        help="dropout on embeddings and on the outputs of attention and feed-forward")
     group.add_argument("--output-dropout", type=float, default=0.1,
                        help="dropout before the pooled classification head")
+    group.add_argument("--pretrained-bert", action="store_true",
+                       help="fine-tune the BERT that --tokenizer-model-type names (a folder, or a name that was "
+                            "downloaded before) instead of a GLM; needs transformers")
+    group.add_argument("--layernorm-epsilon", type=float, default=LAYERNORM_EPSILON,
+                       help="of the BERT's layer norms; that of a GLM is fixed")
     group.add_argument("--attention-scale", type=float, default=1.0,
                        help="above 1: queries and keys are divided by its root and the scores multiplied back after "
                             "the row maximum is subtracted (keeps fp16 scores in range)")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -16,11 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from data_utils import block_lm
 from data_utils.tokenizers import Tokenizer
 from data_utils.workers import start_worker
+from tasks.bert_encoding import BertEncoder
 from tasks.collate import collate
 from tasks.encoding import Sample, TaskEncoder
 from tasks.examples import Example, Split, nearest
 from tasks.files import JSON_LINES, FileFormat
-from tasks.registry import get_task
+from tasks.registry import Task, get_task
 from tasks.spec import TaskOptions, TaskSpec
 
 Batch = dict[str, torch.Tensor]
@@ -83,7 +84,7 @@ def read_split(spec: TaskSpec, path: Path, split: Split, *, training_form: bool)
 class EncodedExamples(Dataset):
     """Examples that are encoded when asked for."""
 
-    def __init__(self, examples: Sequence[Example], encoder: TaskEncoder) -> None:
+    def __init__(self, examples: Sequence[Example], encoder: TaskEncoder | BertEncoder) -> None:
         self.examples, self.encoder = examples, encoder
 
     def __len__(self) -> int:
@@ -91,6 +92,11 @@ class EncodedExamples(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         return self.encoder(self.examples[index])
+
+    def collator(self, fixed_num_choices: int | None = None) -> _Collator:
+        """What makes a batch of samples."""
+        keep_mask = self.encoder.spec.variable_num_choices or self.encoder.options.segment_length > 0
+        return _Collator(keep_mask, fixed_num_choices)
 
 
 class LabelledTexts:
@@ -114,16 +120,20 @@ class TrainLoader:
     union of the ranks' n-th batches is what one rank with the whole batch size sees. Ranks get equally many examples:
     the first ones of the order are repeated at its end where needed. The last, shorter batch is kept.
 
+    Args:
+        collate: makes a batch of samples; default: that of :class:`EncodedExamples`.
+
     Attributes:
         has_labels: False for unlabelled data, whose ``label`` tensors mean nothing.
         batches_per_epoch: of this rank, the same on every rank.
     """
 
-    def __init__(self, data: EncodedExamples, *, batch_size: int, seed: int, data_rank: int = 0, data_size: int = 1,
-                 fixed_num_choices: int | None = None, num_workers: int = 0, has_labels: bool = True) -> None:
+    def __init__(self, data: Dataset, *, batch_size: int, seed: int, data_rank: int = 0, data_size: int = 1,
+                 collate: Callable[[Sequence[Any]], Batch] | None = None, num_workers: int = 0,
+                 has_labels: bool = True) -> None:
         self.data, self.batch_size, self.seed = data, batch_size, seed
-        self.data_rank, self.data_size = data_rank, data_size
-        self.fixed_num_choices, self.has_labels = fixed_num_choices, has_labels
+        self.collate = collate or data.collator()
+        self.data_rank, self.data_size, self.has_labels = data_rank, data_size, has_labels
         self.num_workers = num_workers if len(data) >= MIN_EXAMPLES_FOR_WORKERS else 0
         self.batches_per_epoch = math.ceil(math.ceil(len(data) / data_size) / batch_size)
 
@@ -140,7 +150,7 @@ class TrainLoader:
         """The batches of an epoch; ``skip`` leaves out that many at its beginning (a resumed run)."""
         order = self.order(epoch)[skip * self.batch_size:]
         batches = [order[start:start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        yield from _load(self.data, batches, self.fixed_num_choices, self.num_workers)
+        yield from _load(self.data, batches, self.collate, self.num_workers)
 
 
 class EvalBatch(NamedTuple):
@@ -179,7 +189,7 @@ class EvalSet:
     def __iter__(self) -> Iterator[EvalBatch]:
         batches = [list(self.indices[start:start + self.batch_size])
                    for start in range(0, len(self.indices), self.batch_size)]
-        for indices, batch in zip(batches, _load(self.data, batches, None, self.num_workers)):
+        for indices, batch in zip(batches, _load(self.data, batches, self.data.collator(), self.num_workers)):
             yield EvalBatch(batch, [self.examples[index].guid for index in indices])
 
 
@@ -200,15 +210,12 @@ class _Collator:
         return batch
 
 
-def _load(data: EncodedExamples, batches: list[list[int]], fixed_num_choices: int | None,
+def _load(data: Dataset, batches: list[list[int]], collate: Callable[[Sequence[Any]], Batch],
           num_workers: int) -> Iterator[Batch]:
-    encoder = data.encoder
-    keep_mask = encoder.spec.variable_num_choices or encoder.options.segment_length > 0
-    collator = _Collator(keep_mask, fixed_num_choices)
     if not num_workers:
-        return (collator([data[index] for index in batch]) for batch in batches)
+        return (collate([data[index] for index in batch]) for batch in batches)
     # A generator of its own: otherwise the loader draws a number from the run's, and a resumed run would differ.
-    return iter(DataLoader(data, batch_sampler=batches, collate_fn=collator, num_workers=num_workers,
+    return iter(DataLoader(data, batch_sampler=batches, collate_fn=collate, num_workers=num_workers,
                            worker_init_fn=start_worker, generator=torch.Generator()))
 
 
@@ -225,7 +232,7 @@ class TaskData:
         test: those of ``--test-data`` (default: none).
     """
 
-    spec: TaskSpec
+    spec: Task
     train: TrainLoader | None
     valid: TrainLoader | None
     dev: tuple[EvalSet, ...]
@@ -235,13 +242,15 @@ class TaskData:
 def build_task_data(args: Namespace, tokenizer: Tokenizer, *, data_rank: int = 0, data_size: int = 1) -> TaskData:
     """The data of ``--task`` below ``--data-dir`` for one data-parallel rank.
 
-    ``--fix_variable_num_choices`` acts on the training batches alone: evaluation must score every candidate.
+    ``--fix_variable_num_choices`` acts on the training batches alone: evaluation must score every candidate. With
+    ``--pretrained-bert`` the samples are those of a BERT.
     """
     if not args.data_dir:
         raise ValueError("--data-dir is missing: the folder of the task with train.jsonl, val.jsonl, ...")
     options = TaskOptions.from_args(args)
     spec = get_task(args.task, options)
-    encoder = TaskEncoder(spec, options, tokenizer)
+    is_bert = getattr(args, "pretrained_bert", False)
+    encoder = (BertEncoder if is_bert else TaskEncoder)(spec, options, tokenizer)
     fixed = spec.max_num_choices if options.fix_variable_num_choices and spec.variable_num_choices else None
     workers = getattr(args, "num_workers", 0)
 
@@ -252,9 +261,9 @@ def build_task_data(args: Namespace, tokenizer: Tokenizer, *, data_rank: int = 0
         return EncodedExamples(found, encoder)
 
     def train_loader(split: Split) -> TrainLoader:
-        return TrainLoader(examples(split, True), has_labels=split.kind != "unlabeled", batch_size=args.batch_size,
-                           seed=args.seed, data_rank=data_rank, data_size=data_size, fixed_num_choices=fixed,
-                           num_workers=workers)
+        found = examples(split, True)
+        return TrainLoader(found, collate=found.collator(fixed), has_labels=split.kind != "unlabeled", seed=args.seed,
+                           batch_size=args.batch_size, data_rank=data_rank, data_size=data_size, num_workers=workers)
 
     def eval_sets(names: Sequence[str]) -> tuple[EvalSet, ...]:
         size = args.eval_batch_size or args.batch_size

@@ -12,10 +12,13 @@ import torch
 from tasks.data import Batch, EvalSet
 from tasks.examples import Example, nearest
 from tasks.losses import mask_choices, sum_segments
+from tasks.registry import Task
 from tasks.spec import TaskSpec
 
 #: Choices of an example that are scored at a time; a bound on memory, without influence on the scores.
 CHOICES_AT_A_TIME = 10
+#: Metrics of which less is better.
+LESS_IS_BETTER = ("loss", "ppl", "word_ppl")
 
 
 def choice_chunks(batch: Batch, spec: TaskSpec, size: int = CHOICES_AT_A_TIME) -> Iterator[Batch]:
@@ -79,7 +82,7 @@ def average_scores(scores: Sequence[tuple[int, Mapping[str, float]]]) -> dict[st
     return {name: sum(count * one[name] for count, one in scores) / total for name in scores[0][1]}
 
 
-def validation_metric(spec: TaskSpec, wanted: str | None = None) -> str:
+def validation_metric(spec: Task, wanted: str | None = None) -> str:
     """The metric that decides which epoch is best: ``--validation-metric``, or the first one of the task."""
     if wanted is not None and wanted not in spec.metrics:
         raise ValueError(f"--validation-metric={wanted}: task {spec.name} has "
@@ -87,9 +90,9 @@ def validation_metric(spec: TaskSpec, wanted: str | None = None) -> str:
     return wanted or next(iter(spec.metrics))
 
 
-def is_better(score: float, best: float | None) -> bool:
-    """Whether a score becomes the best: the first always, then only strictly greater ones."""
-    return best is None or score > best
+def is_better(metric: str, score: float, best: float | None) -> bool:
+    """Whether a score becomes the best: the first always, then only strictly better ones."""
+    return best is None or (score < best if metric in LESS_IS_BETTER else score > best)
 
 
 def prediction_lines(spec: TaskSpec, examples: Sequence[Example],
@@ -104,11 +107,15 @@ def prediction_lines(spec: TaskSpec, examples: Sequence[Example],
 def write_predictions(folder: Path, spec: TaskSpec, eval_set: EvalSet, predictions: Sequence[int]) -> Path:
     """Writes ``<task>-<split>.jsonl`` (whole or not at all) and returns its path."""
     path = folder / f"{spec.name}-{eval_set.name}.jsonl"
-    lines = prediction_lines(spec, eval_set.examples, predictions)
+    write_lines(path, prediction_lines(spec, eval_set.examples, predictions))
+    return path
+
+
+def write_lines(path: Path, lines: Sequence[Mapping[str, object]]) -> None:
+    """Writes JSON lines, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     os.replace(temporary, path)
-    return path
 
 
 def results_line(scores: Mapping[str, float], kind: str, epoch: int | None = None) -> dict[str, object]:

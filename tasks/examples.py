@@ -78,20 +78,25 @@ class Line:
         return ValueError(f"{self.path}, line {self.number}: {problem}")
 
     def get(self, name: str, kind: type | tuple[type, ...] = object) -> Any:
-        """The value of a field; ValueError if it is missing or of another type than ``kind``."""
+        """The value of a field; ValueError if it is missing or of another type than ``kind`` (true is no number)."""
         if name not in self.fields:
             present = ", ".join(map(repr, self.fields)) or "nothing"
             raise self.error(f"field {self.prefix + name!r} is missing (present: {present}); "
                              "the file must have the official fields of its task")
         value = self.fields[name]
-        if not isinstance(value, kind):
-            kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-            raise self.error(f"field {self.prefix + name!r} must be of type {kinds}, got {value!r:.80}")
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        if not isinstance(value, kinds) or isinstance(value, bool) and not {bool, object} & set(kinds):
+            names = " or ".join(one.__name__ for one in kinds)
+            raise self.error(f"field {self.prefix + name!r} must be of type {names}, got {value!r:.80}")
         return value
 
     def text(self, name: str) -> str:
         """A text field as it stands in the file."""
         return self.get(name, str)
+
+    def idx(self) -> int | str:
+        """The field ``idx``: predictions are written under it."""
+        return self.get("idx", (int, str))
 
     def child(self, name: str) -> Line:
         """The object in a field."""
@@ -117,5 +122,7 @@ class Line:
         if isinstance(value, bool):  # JSON true and false stand for the words
             value = str(value).lower()
         if value not in labels:
-            raise self.error(f"label {value!r} is none of {', '.join(map(repr, labels))}{nearest(value, labels)}")
+            where = f" (field {self.prefix + name!r})" if self.prefix else ""
+            known = ", ".join(map(repr, labels))
+            raise self.error(f"label {value!r} is none of {known}{nearest(value, labels)}{where}")
         return value

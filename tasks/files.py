@@ -8,12 +8,18 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from tasks.examples import Line
+
+#: Bytes from which the reading of a file is shown on a terminal.
+_SHOWN_BYTES = 20_000_000
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,13 +48,22 @@ class FileFormat:
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line; ValueError for bytes that are no UTF-8."""
-    with path.open("rb") as stream:
+    with path.open("rb") as stream, _progress(path) as progress:
         for number, line in enumerate(stream, start=1):
+            progress.update(len(line))
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: byte {error.start + 1} of the line is not UTF-8; save the "
                                  "file as UTF-8 (for example: iconv -f latin1 -t utf-8)") from error
+
+
+def _progress(path: Path) -> tqdm:
+    """A bar over the bytes of a large file, on the terminal of the first rank alone."""
+    size = path.stat().st_size
+    is_hidden = size < _SHOWN_BYTES or os.environ.get("RANK", "0") != "0"
+    return tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {path.name}", leave=False,
+                disable=True if is_hidden else None)
 
 
 def _object(path: Path, number: int, text: str) -> Mapping[str, Any]:
@@ -60,7 +75,19 @@ def _object(path: Path, number: int, text: str) -> Mapping[str, Any]:
                          "must hold one JSON object a line") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path}, line {number}: one JSON object a line is expected, got {text.strip()!r:.80}")
+    _check_characters(path, number, text, fields)
     return fields
+
+
+def _check_characters(path: Path, number: int, text: str, fields: Mapping[str, Any]) -> None:
+    """ValueError for half a character (a surrogate alone), which JSON can escape, but no tokenizer can read."""
+    if "\\ud" not in text.lower():
+        return
+    try:
+        json.dumps(fields, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}, line {number}: {error.object[error.start:error.end]!a} is half a character (texts "
+                         "were cut inside one); remove it") from error
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -78,6 +105,7 @@ def read_document(path: Path) -> Line:
                          "must hold one JSON object") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path}, line 1: one JSON object is expected, got {text.strip()!r:.80}")
+    _check_characters(path, 1, text, fields)
     return Line(path, 1, fields)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from tasks.language_model import LANGUAGE_MODEL_TASKS, is_language_model_task
+from tasks.language_model.flags import check_language_model_flags
 from tasks.losses import LOSS_KINDS
 from tasks.registry import get_task
 from tasks.spec import TaskOptions, TaskSpec
@@ -15,8 +17,8 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("Fine-tuning and tasks")
     flag, add = _switch(group), group.add_argument
     flag("--finetune", "declare a fine-tuning run (required by the fine-tuning script)")
-    add("--task", metavar="NAME", help="task, in any case: COPA, CB, RTE, BoolQ, WiC, "
-        "WSC, MultiRC, ReCoRD, AX-b, AX-g, and GLUE-type tasks (an unknown name lists all)")
+    add("--task", metavar="NAME", help="task, in any case: COPA, CB, RTE, BoolQ, WiC, WSC, MultiRC, ReCoRD, AX-b, "
+        "AX-g, GLUE-type tasks, language_model, lambda, wikitext (an unknown name lists all)")
     add("--train-split", default="train", metavar="STEM",
         help="training file STEM.jsonl below --data-dir; 'unlabeled' for distillation without labels")
     flag("--cloze-eval", "classification as blank filling through a pattern; otherwise a classification head")
@@ -36,7 +38,7 @@ def add_task_flags(parser: argparse.ArgumentParser) -> None:
         "step is one with probability r / (1 + r)")
     flag("--few-superglue", "the 32-example development set: dev is dev32.jsonl, test is val.jsonl")
     flag("--fix_variable_num_choices", "exactly 10 choices in every training sample of ReCoRD and WSC")
-    flag("--unidirectional", "language-model evaluation from left to right (not available yet)")
+    flag("--unidirectional", "language-model tasks: every token sees only what is on its left")
     add("--src-seq-length", type=int, help="source length of sequence tasks (not available yet)")
     add("--tgt-seq-length", type=int, help="target length of sequence tasks (not available yet)")
     flag("--continuous-prompt", "trainable prompt embeddings")
@@ -53,24 +55,40 @@ def _switch(group: argparse._ArgumentGroup) -> Callable[[str, str], None]:
     return add
 
 
-#: Options that are encoded here but not trained or evaluated by the loop yet, and options whose tasks are missing:
-#: destination in the arguments -> (how it is given, what it belongs to).
+#: Options whose tasks are missing: destination in the arguments -> (how it is given, what it belongs to).
 NOT_WIRED = {
-    "unidirectional": ("--unidirectional", "language-model evaluation"),
     "src_seq_length": ("--src-seq-length", "sequence-to-sequence tasks"),
     "tgt_seq_length": ("--tgt-seq-length", "sequence-to-sequence tasks"),
 }
+
+
+#: Default of ``--overlapping-eval``.
+OVERLAP = 32
+
+
+def _defaults() -> dict[str, object]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add_task_flags(parser)
+    return vars(parser.parse_args([]))
 
 
 def check_task_flags(args: argparse.Namespace) -> None:
     """ValueError for options of a fine-tuning run that cannot act or contradict each other; call it with --finetune."""
     if not args.task:
         raise ValueError("--finetune needs --task, for example --task=COPA")
-    options = TaskOptions.from_args(args)
-    spec = get_task(args.task, options)
     for dest, (name, subject) in NOT_WIRED.items():
         if getattr(args, dest, None):
-            raise ValueError(f"{name} belongs to {subject}, which this version does not have yet; leave it out")
+            raise ValueError(f"{name} belongs to {subject}, which this version does not have; leave it out")
+    if is_language_model_task(args.task):
+        check_language_model_flags(args, _defaults())
+        return
+    for name, value in (("--unidirectional", args.unidirectional),
+                        ("--overlapping-eval", getattr(args, "overlapping_eval", OVERLAP) != OVERLAP)):
+        if value:
+            raise ValueError(f"{name} belongs to the tasks {', '.join(LANGUAGE_MODEL_TASKS)}, got --task={args.task}; "
+                             "leave it out")
+    options = TaskOptions.from_args(args)
+    spec = get_task(args.task, options)
     _check_form(args, options, spec)
     _check_answers(args, options, spec)
     _check_prompt(args, options)

@@ -26,6 +26,11 @@ def accuracy(predictions: Sequence[int], labels: Sequence[int], examples: Sequen
     return 100.0 * sum(p == y for p, y in zip(predictions, labels, strict=True)) / max(len(labels), 1)
 
 
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats, which is capped at 20."""
+    return math.exp(min(20.0, loss))
+
+
 def class_f1(predictions: Sequence[int], labels: Sequence[int], target: int) -> float:
     """F1 of one class against the others, 0-1; 0 where it is undefined."""
     pairs = Counter(zip(predictions, labels, strict=True))

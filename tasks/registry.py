@@ -7,16 +7,22 @@ from dataclasses import replace
 
 from tasks.examples import nearest
 from tasks.glue import TASKS as GLUE
+from tasks.language_model import LANGUAGE_MODEL_TASKS, is_language_model_task
+from tasks.language_model.spec import LanguageModelTask
 from tasks.patterns import check_pattern_id
 from tasks.spec import TaskOptions, TaskSpec
 from tasks.superglue import TASKS as SUPERGLUE
 from tasks.superglue.copa import CONJUNCTIONS
 
 _TASKS = {task.name: task for task in (*SUPERGLUE, *GLUE)}
+#: Published tasks that are not here.
+SEQUENCE_TASKS = ("blank", "cnn_dm", "cnn_dm_original", "gigaword", "xsum")
+
+Task = TaskSpec | LanguageModelTask
 
 
 def task_names() -> tuple[str, ...]:
-    """The known tasks, in lower case."""
+    """The known tasks with labels or choices, in lower case."""
     return tuple(_TASKS)
 
 
@@ -26,14 +32,22 @@ def verbalizer_words() -> tuple[str, ...]:
     return tuple(sorted(words | set(CONJUNCTIONS)))
 
 
+def find_task(name: str, options: TaskOptions | Namespace) -> Task:
+    """The task of a name, as :func:`get_task`, or a language-model task."""
+    return LANGUAGE_MODEL_TASKS[name.lower()] if is_language_model_task(name) else get_task(name, options)
+
+
 def get_task(name: str, options: TaskOptions | Namespace) -> TaskSpec:
     """The task of a name (any case), with its head for these options.
 
     Raises ValueError for an unknown name (the nearest known one is named), for a pattern that the task lacks, and for
     the classifier form of a task that has none.
     """
+    if name.lower() in SEQUENCE_TASKS:
+        raise ValueError(f"--task={name}: sequence-to-sequence tasks and blank filling are not built in this version")
     if name.lower() not in _TASKS:
-        raise ValueError(f"--task={name}: unknown task{nearest(name, _TASKS)}; available: {', '.join(task_names())}")
+        known = (*_TASKS, *LANGUAGE_MODEL_TASKS)
+        raise ValueError(f"--task={name}: unknown task{nearest(name, known)}; available: {', '.join(known)}")
     if not isinstance(options, TaskOptions):
         options = TaskOptions.from_args(options)
     spec = _TASKS[name.lower()]

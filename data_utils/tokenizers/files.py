@@ -27,10 +27,10 @@ def find_wordpiece(model_type: str | None, cache_dir: str | None = None) -> tupl
     name = _known_or_path(model_type, WORDPIECE_NAMES, "bert-large-uncased", "BertWordPieceTokenizer")
     if name in WORDPIECE_NAMES:
         file, = _search(name, (("vocab.txt",),), cache_dir)
-        return file, _lowers(name)
+        return file, lowers(name)
     path = Path(name)
     file = path if path.is_file() else _only(path, "vocab.txt")
-    return file, _lowers(f"{file.parent.name}/{file.name}")
+    return file, lowers(f"{file.parent.name}/{file.name}")
 
 
 def find_bpe(model_type: str | None, cache_dir: str | None = None) -> tuple[Path, Path]:
@@ -71,7 +71,8 @@ def _known_or_path(model_type: str | None, names: tuple[str, ...], default: str,
     return default
 
 
-def _lowers(name: str) -> bool:
+def lowers(name: str) -> bool:
+    """Whether a vocabulary of this name is for lower-case text."""
     return "-cased" not in name and "chinese" not in name
 
 
@@ -88,7 +89,7 @@ def _only(folder: Path, ending: str) -> Path:
 
 def _search(name: str, wanted: tuple[tuple[str, ...], ...], cache_dir: str | None) -> list[Path]:
     """All wanted files of a known name from the first place that has them."""
-    roots = list(_roots(cache_dir))
+    roots = list(vocabulary_roots(cache_dir))
     for candidate in (name, _SAME_FILE.get(name)):
         for root in roots if candidate else ():
             files = [_first_file(root, candidate, endings) for endings in wanted]
@@ -101,7 +102,8 @@ def _search(name: str, wanted: tuple[tuple[str, ...], ...], cache_dir: str | Non
         f"{roots[0]}{os.sep}{name}{os.sep}, or give the path of a file or folder as --tokenizer-model-type")
 
 
-def _roots(cache_dir: str | None) -> Iterator[Path]:
+def vocabulary_roots(cache_dir: str | None) -> Iterator[Path]:
+    """The folders in which known names are looked up."""
     if cache_dir:
         yield Path(cache_dir)
     yield Path(RELEASE_CACHE)

@@ -22,7 +22,7 @@ from distill.training.forward_step import StepContext
 from distill.training.fused_step import use_fused_loss
 from distill.training.lr_schedule import LearningRateSchedule
 from distill.training.metrics import MetricWriter
-from distill.training.run_folder import RunFolder
+from distill.training.run_folder import RunFolder, checkpoint_to_resume
 from distill.training.run_state import RunState
 from distill.training.session import Session
 from distill.training.setup import Runtime
@@ -37,7 +37,7 @@ from model.parallel.groups import parallel_state, use_parallel_state
 from model.parallel.sharding import mark_replicated_parameters
 from model.prompt import start_prompt
 from tasks.encoding import label_word_ids
-from tasks.spec import TaskSpec
+from tasks.registry import Task, verbalizer_words
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ PROMPT = "prompt_spell.spell_embeddings.weight"
 
 
 def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: MetricWriter, tokenizer: Tokenizer, *,
-                  source: Source | None, task: TaskSpec | None = None) -> Session:
+                  source: Source | None, task: Task | None = None) -> Session:
     """Build everything in the order that the weights need.
 
     Teachers, student, ``--load-pretrained``, truncation, then the engine, which copies its master weights.
@@ -70,8 +70,7 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     if args.student_model and not specs:
         logger.warning("--student_model=%s has no teacher (--teacher_load_pretrained): the model is trained alone",
                        args.student_model)
-    run = RunState(seed=args.seed, train_iters=source.total // source.per_iteration if source else 1,
-                   accumulation_steps=args.gradient_accumulation_steps)
+    run = new_run(args, source)
     glm = backbone(config, task)
     if args.freeze_transformer:
         glm.freeze_transformer(args.tune_prefix_layers)
@@ -85,7 +84,8 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     report = load_weights(model, args.load_pretrained, args) if args.load_pretrained else None
     if combiner is not None and args.mt_model_load:
         load_student_part(combiner, args.mt_model_load, COMBINER, flag="--mt_model_load", args=args)
-    set_up_vocab_map(glm, teachers, args, tokenizer)
+    resumes = args.load is not None and checkpoint_to_resume(args.load, folder.checkpoints) is not None
+    set_up_vocab_map(glm, teachers, args, tokenizer, resumes=resumes, answer_words=verbalizer_words())
     if student is not None:
         truncate_teacher(student, teachers, args)
     if args.prompt_init and (report is None or PROMPT in report.missing):  # a trained prompt is not thrown away
@@ -103,11 +103,23 @@ def build_session(args: Any, runtime: Runtime, folder: RunFolder, writer: Metric
     if args.compile:
         compile_layers(context, runtime.device)
     session = Session(args, runtime, folder, writer, model, context, run, source)
-    if source is not None and source.total > 0:
-        _warn_about_coupling(context)
-        session.engine = build_engine(model, args)
-        session.schedule = build_schedule(args, source)
+    start_engine(session)
     return session
+
+
+def new_run(args: Any, source: Source | None) -> RunState:
+    """The position at the beginning of a run over ``source``."""
+    return RunState(seed=args.seed, train_iters=source.total // source.per_iteration if source else 1,
+                    accumulation_steps=args.gradient_accumulation_steps)
+
+
+def start_engine(session: Session) -> None:
+    """Engine and schedule, where there is something to train on."""
+    source = session.source
+    if source is not None and source.total > 0:
+        _warn_about_coupling(session.context)
+        session.engine = build_engine(session.model, session.args)
+        session.schedule = build_schedule(session.args, source)
 
 
 def student_config(args: Any, tokenizer: Tokenizer) -> ModelConfig:
@@ -132,14 +144,14 @@ def _map_rows(size: float, args: Any, tokenizer: Tokenizer) -> int:
     return resolve_map_size(size, tokenizer.num_tokens, padded_vocab_size(tokenizer.num_tokens, divisor), divisor)
 
 
-def backbone(config: ModelConfig, task: TaskSpec | None) -> GLMModel:
+def backbone(config: ModelConfig, task: Task | None) -> GLMModel:
     """The GLM: logits cut over the vocabulary for token losses, whole for cloze, hidden states for classification."""
     if stage_of(task) == "lm":
         return GLMModel(config, parallel_output=True)
     return GLMModel(config, parallel_output=False, output_predict=task.head != "classification")
 
 
-def with_head(model: nn.Module, config: ModelConfig, args: Any, task: TaskSpec | None) -> nn.Module:
+def with_head(model: nn.Module, config: ModelConfig, args: Any, task: Task | None) -> nn.Module:
     """The task's head around a GLM or a student; nothing for token losses."""
     if stage_of(task) == "lm":
         return model
@@ -224,12 +236,12 @@ def _teacher_loader(args: Any) -> Callable[[nn.Module, int], LoadReport] | None:
     return lambda model, t_no: load_student_part(model, path, teacher_prefix(t_no), flag="--mt_load_from_s", args=args)
 
 
-def stage_of(task: TaskSpec | None) -> str:
+def stage_of(task: Task | None) -> str:
     """``"lm"`` for token losses (pretraining, language-model tasks), ``"choice"`` for scores of choices."""
     return "lm" if task is None or task.head == "language_model" else "choice"
 
 
-def output_shape(task: TaskSpec | None, args: Any) -> OutputShape:
+def output_shape(task: Task | None, args: Any) -> OutputShape:
     """What the models put out for a sample of the task."""
     if stage_of(task) == "lm":
         return OutputShape()

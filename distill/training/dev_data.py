@@ -14,8 +14,10 @@ from data_utils.corpora.registry import find_legacy
 from data_utils.tokenizers import Tokenizer, tokenizer_from_args
 from distill.vocab_init import sort_file_path
 from tasks.data import make_split, split_file
+from tasks.language_model.data import find_text
+from tasks.language_model.spec import LanguageModelTask
+from tasks.registry import Task
 from tasks.samples import write_samples
-from tasks.spec import TaskSpec
 
 #: Documents of a corpus, and lines of a task's file, that are read.
 MAX_DOCUMENTS = 1000
@@ -32,7 +34,7 @@ def find_tokenizer(args: Any) -> Tokenizer | None:
         return None
 
 
-def stand_in_vocabulary(args: Any, folder: Path, task: TaskSpec | None, notes: list[str], *, write: bool) -> Changes:
+def stand_in_vocabulary(args: Any, folder: Path, task: Task | None, notes: list[str], *, write: bool) -> Changes:
     """A small vocabulary in place of one that is missing; the sizes of compact vocabularies follow it."""
     path = folder / "vocabulary"
     if write:
@@ -51,11 +53,11 @@ def stand_in_vocabulary(args: Any, folder: Path, task: TaskSpec | None, notes: l
     return changes
 
 
-def _label_words(task: TaskSpec | None) -> list[str]:
+def _label_words(task: Task | None) -> list[str]:
     return [word for words in task.verbalizers.values() for word in words] if task else []
 
 
-def vocabulary_map(args: Any, folder: Path, tokenizer: Tokenizer, task: TaskSpec | None, notes: list[str], *,
+def vocabulary_map(args: Any, folder: Path, tokenizer: Tokenizer, task: Task | None, notes: list[str], *,
                    write: bool) -> Changes:
     """A compact vocabulary is built, since no weights bring one; so is its sort file where none is in reach."""
     changes: Changes = {}
@@ -109,8 +111,10 @@ def _has_corpus(name: str, args: Any) -> bool:
     return True
 
 
-def task_data(args: Any, folder: Path, task: TaskSpec, notes: list[str], *, write: bool) -> Changes:
+def task_data(args: Any, folder: Path, task: Task, notes: list[str], *, write: bool) -> Changes:
     """The first lines of a task's files, or examples of the generated world, or made-up ones in its official form."""
+    if isinstance(task, LanguageModelTask):
+        return _passages(args, folder, notes, write=write)
     if not args.data_dir:
         return {}
     splits = [make_split(name) for name in [*(args.valid_data or ["dev"]), *(args.test_data or [])]]
@@ -132,3 +136,22 @@ def task_data(args: Any, folder: Path, task: TaskSpec, notes: list[str], *, writ
     elif write:
         write_samples(task, target, files)
     return {"data_dir": str(target)}
+
+
+def _passages(args: Any, folder: Path, notes: list[str], *, write: bool) -> Changes:
+    """Files of a language-model task: text of the generated world in place of a missing one."""
+    changes: Changes = {}
+    for kind in _DATA_KINDS:
+        names = list(getattr(args, f"{kind}_data") or []) if kind != "train" or args.epochs else []
+        for number, name in enumerate(names):
+            try:
+                find_text(name, f"--{kind}-data", args)
+            except FileNotFoundError:
+                path = folder / "text" / f"{kind}-{number}{Path(name).suffix}"
+                if write:
+                    stand_in.write_text(path, MAX_LINES, for_training=kind == "train")
+                notes.append(f"no file {name}: text of the generated world")
+                names[number] = str(path)
+        if names:
+            changes[f"{kind}_data"] = names
+    return changes

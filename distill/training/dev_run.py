@@ -26,14 +26,14 @@ from data_utils.tokenizers import tokenizer_from_args
 from distill.arguments import replace_args
 from distill.teachers import teacher_specs
 from distill.training import dev_data, dev_sizes
+from distill.training.dev_bert import small_bert
 from distill.training.rehearsal import Rehearsal
 from distill.training.run_folder import plan_run_folder, refuse_to_overwrite
 from distill.training.setup import STOPPED, Runtime
 from model.checkpoint.naming import resolve_checkpoint, shard_files
 from model.parallel import backend
 from model.parallel.groups import parallel_state
-from tasks.registry import get_task
-from tasks.spec import TaskSpec
+from tasks.registry import Task, find_task
 
 logger = logging.getLogger(__name__)
 
@@ -139,13 +139,21 @@ def _of_all_ranks(problems: list[str]) -> list[str]:
 def _prepare(args: Any, folder: Path, runtime: Runtime) -> Any:
     """Check the given command and make the small one."""
     notes: list[str] = []
-    task = get_task(args.task, args) if args.finetune else None
+    task = find_task(args.task, args) if args.finetune else None
     if task is not None:
         refuse_to_overwrite(plan_run_folder(args), args)
-    tokenizer, writes = dev_data.find_tokenizer(args), runtime.launch.local_rank == 0
+    writes = runtime.launch.local_rank == 0
     # Data first: what is wrong with a path is found in no time.
     changes = (dev_data.text_data(args, folder, notes, write=writes) if task is None else
                dev_data.task_data(args, folder, task, notes, write=writes))
+    if args.pretrained_bert:
+        changes.update(small_bert(args, folder, task, notes, write=writes))
+        notes += [f"{name}: random weights instead of {path}" for name, path in _checkpoints(args)]
+        small = replace_args(args, **changes, **_bounds(args, task, notes), **_outputs(args, folder), **_weights(args))
+        _tell(notes, f"batch {small.batch_size} x {small.gradient_accumulation_steps}, sequence {small.seq_length}, in "
+                     f"{folder}")
+        return small
+    tokenizer = dev_data.find_tokenizer(args)
     outline_tokens = tokenizer.num_tokens if tokenizer else _guessed_tokens(args)
     _check_given_sizes(args, outline_tokens, task, notes)
     if tokenizer is None:
@@ -158,14 +166,17 @@ def _prepare(args: Any, folder: Path, runtime: Runtime) -> Any:
     small = replace_args(small, **changes, **_bounds(args, task, notes), **_outputs(args, folder), **_weights(args))
     divisor, narrow = dev_sizes.shrunk_widths(small, tokenizer.num_tokens, task)
     small = replace_args(small, **narrow)
+    _tell(notes, f"widths divided by {divisor} (--hidden-size {small.hidden_size}), batch {small.batch_size} x "
+                 f"{small.gradient_accumulation_steps}, sequence {small.seq_length}, random weights, in {folder}")
+    return small
+
+
+def _tell(notes: list[str], sizes: str) -> None:
+    """Print what was replaced, once every rank has its files."""
     if _is_parallel():
         dist.barrier()
-    for note in notes:
+    for note in [*notes, sizes]:
         logger.info("fast-dev-run: %s", note)
-    logger.info("fast-dev-run: widths divided by %d (--hidden-size %d), batch %d x %d, sequence %d, random weights, in "
-                "%s", divisor, small.hidden_size, small.batch_size, small.gradient_accumulation_steps,
-                small.seq_length, folder)
-    return small
 
 
 def _checkpoints(args: Any) -> list[tuple[str, str]]:
@@ -184,7 +195,7 @@ def _guessed_tokens(args: Any) -> int:
     return next((size for size in sizes if size), PUBLISHED_SIZES[args.tokenizer_type])
 
 
-def _check_given_sizes(args: Any, num_tokens: int, task: TaskSpec | None, notes: list[str]) -> None:
+def _check_given_sizes(args: Any, num_tokens: int, task: Task | None, notes: list[str]) -> None:
     """The rules of model, method and combiner, and the headers of the checkpoints that are there."""
     given = dev_sizes.outline(args, num_tokens, task)
     models = {"--load": given.model, "--load-pretrained": given.model,
@@ -210,7 +221,7 @@ def _check_given_sizes(args: Any, num_tokens: int, task: TaskSpec | None, notes:
                                  "the weights with change_mp.py and start with --load-pretrained")
 
 
-def _longest(args: Any, samples: int, task: TaskSpec | None) -> int:
+def _longest(args: Any, samples: int, task: Task | None) -> int:
     """Tokens of a row; deep models with many heads get shorter ones."""
     rows = samples * (task.max_num_choices or 4 if task is not None and task.is_multi_choice else 1)
     heads = args.num_layers * args.num_attention_heads + sum(
@@ -218,7 +229,7 @@ def _longest(args: Any, samples: int, task: TaskSpec | None) -> int:
     return next((length for length in LENGTHS if rows * heads * length ** 2 <= MAX_ATTENTION), LENGTHS[-1])
 
 
-def _bounds(args: Any, task: TaskSpec | None, notes: list[str]) -> dict[str, Any]:
+def _bounds(args: Any, task: Task | None, notes: list[str]) -> dict[str, Any]:
     """Batches, lengths and intervals."""
     on_gpu, steps = backend.has_gpu(), args.fast_dev_run
     accumulation = min(args.gradient_accumulation_steps, MAX_ACCUMULATION)
@@ -235,6 +246,7 @@ def _bounds(args: Any, task: TaskSpec | None, notes: list[str]) -> dict[str, Any
     return {
         **precision, "batch_size": batch_size, "gradient_accumulation_steps": accumulation,
         "eval_batch_size": min(args.eval_batch_size, MAX_BATCH), "seq_length": min(args.seq_length, longest),
+        "overlapping_eval": min(args.overlapping_eval, longest // 2),
         "eval_seq_length": args.eval_seq_length and min(args.eval_seq_length, longest),
         "loader_scatter": scatter, "num_workers": 0, "train_iters": min(args.train_iters, steps),
         "epochs": args.epochs and steps * accumulation, "eval_interval": steps, "eval_iters": 1,
@@ -256,9 +268,9 @@ def _small_ds_config(config: dict[str, Any] | None, batch_size: int, accumulatio
 
 
 def _outputs(args: Any, folder: Path) -> dict[str, Any]:
-    """Everything that a run writes goes to the temporary folder; what was not asked for stays so."""
-    paths = {name: str(folder / name) for name in ("save", "summary_dir", "save_test_data", "custom_tmp_result")
-             if getattr(args, name)}
+    """Everything that a run writes goes to the temporary folder; what was not asked for stays so. Only the scores for
+    which a sweep waits (``--custom_tmp_result``) go where it looks for them."""
+    paths = {name: str(folder / name) for name in ("save", "summary_dir", "save_test_data") if getattr(args, name)}
     if args.save_splits:
         paths["save_splits"] = str(folder / "splits.npy")
     return {**paths, "log_dir": str(folder / "logs")}

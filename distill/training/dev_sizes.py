@@ -31,7 +31,7 @@ from model.checkpoint.naming import CheckpointLocation, canonical_name, resolve_
 from model.config import ModelConfig
 from model.parallel.groups import parallel_state
 from model.parallel.sharding import ShardSpec, shard_spec_of
-from tasks.spec import TaskSpec
+from tasks.registry import Task
 
 #: No head gets narrower than this.
 MIN_HEAD_WIDTH = 4
@@ -58,7 +58,7 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def outline(args: Any, num_tokens: int, task: TaskSpec | None) -> Outline:
+def outline(args: Any, num_tokens: int, task: Task | None) -> Outline:
     """Build what a run would train, without memory.
 
     Args:
@@ -122,7 +122,7 @@ def common_divisor(args: Any, fits: Callable[[int], bool]) -> int:
     return next((number for number in range(greatest, 1, -1) if greatest % number == 0 and fits(number)), 1)
 
 
-def shrunk_widths(args: Any, num_tokens: int, task: TaskSpec | None) -> tuple[int, dict[str, Any]]:
+def shrunk_widths(args: Any, num_tokens: int, task: Task | None) -> tuple[int, dict[str, Any]]:
     """The divisor and the flags that it changes.
 
     It is the largest that keeps what has to divide the widths: heads, model-parallel ranks (those that were asked for),

@@ -12,10 +12,12 @@ from typing import Any
 from data_utils.block_lm import BlockLM, BlockLMConfig
 from data_utils.loaders import BatchPlan, BlockLMLoader
 from data_utils.tokenizers import Tokenizer, tokenizer_from_args
+from distill.training import bert
 from distill.training.batches import MixedSource, TaskSource
 from distill.training.build import build_session, describe
 from distill.training.checkpointing import load_best, resume, save_best, save_training_state
 from distill.training.evaluate import task_loss, task_scores
+from distill.training.evaluate_text import text_scores
 from distill.training.loop import crossed, train
 from distill.training.metrics import MetricWriter
 from distill.training.pretraining import report_validation_loss
@@ -26,9 +28,15 @@ from distill.training.setup import Runtime
 from model.checkpoint.files import atomic_write_text
 from model.parallel.groups import parallel_state
 from tasks.data import EvalSet, LabelledTexts, TaskData, build_task_data
-from tasks.evaluation import is_better, results_line, validation_metric, write_predictions
+from tasks.evaluation import is_better, results_line, validation_metric, write_lines, write_predictions
+from tasks.language_model import is_language_model_task
+from tasks.language_model.data import EvalTexts, build_language_model_data, passage_lines
+from tasks.language_model.spec import LanguageModelTask, PassageScore
+from tasks.registry import Task
 
 logger = logging.getLogger(__name__)
+EvalSets = tuple[EvalSet, ...] | tuple[EvalTexts, ...]
+Predicted = list[int] | list[PassageScore]
 
 
 class FinetuneEvents:
@@ -59,16 +67,21 @@ class FinetuneEvents:
         session, args = self.session, self.session.args
         if args.no_validation:
             return
-        scores, _ = task_scores(session, self.data.spec, self.data.dev)
+        scores, _ = score(session, self.data.spec, self.data.dev)
         if not scores:
             return
         report_scores(session, scores, epoch)
-        if is_better(scores[self.metric], session.best.score):
+        if is_better(self.metric, scores[self.metric], session.best.score):
             session.best.score, session.best.epoch = scores[self.metric], epoch
             session.best.iteration = session.iteration
             save_best(session)
             write_result(session, RESULTS, results_line(scores, "validation", epoch))
         write_best_so_far(session, scores, epoch)
+
+
+def score(session: Session, spec: Task, eval_sets: EvalSets) -> tuple[dict[str, float], list[Predicted]]:
+    """The task's metrics over all labelled sets, and what was found out about each set, example by example."""
+    return (text_scores if isinstance(spec, LanguageModelTask) else task_scores)(session, spec, eval_sets)
 
 
 def report_scores(session: Session, scores: dict[str, float], epoch: int) -> None:
@@ -89,7 +102,7 @@ def write_best_so_far(session: Session, scores: dict[str, float], epoch: int) ->
     """``--custom_tmp_result``: the best score of each metric so far, for the sweep that waits for it."""
     args, best = session.args, session.best.by_metric
     for name, value in scores.items():
-        if name not in best or value > best[name]["score_dict"][name]:
+        if is_better(name, value, best[name]["score_dict"][name] if name in best else None):
             best[name] = {"epoch": epoch, "iteration": session.iteration, "score_dict": dict(scores)}
     if args.custom_tmp_result and session.runtime.is_main:
         atomic_write_text(json.dumps({
@@ -105,16 +118,17 @@ def run_finetuning(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = No
     Args:
         rehearsal: of a dry run; bounds the number of steps, and watches.
     """
-    began, state = time.monotonic(), parallel_state()
+    began = time.monotonic()
     folder = plan_run_folder(args)
     refuse_to_overwrite(folder, args)
-    tokenizer = tokenizer_from_args(args)
-    data = build_task_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size)
+    tokenizer = (bert.tokenizer_of if args.pretrained_bert else tokenizer_from_args)(args)
+    data = read_data(args, tokenizer, rehearsal)
     source = task_source(args, data, tokenizer, rehearsal.max_steps if rehearsal else None)
     logs = None if args.custom_no_summary_writer and not args.log_dir else folder.logs
     with MetricWriter(logs, is_main=runtime.is_main, resumed=args.load is not None,
                       observe=rehearsal.observe if rehearsal else None) as writer:
-        session = build_session(args, runtime, folder, writer, tokenizer, source=source, task=data.spec)
+        build = bert.build_bert_session if args.pretrained_bert else build_session
+        session = build(args, runtime, folder, writer, tokenizer, source=source, task=data.spec)
         check_labels(session, data)
         resume(session)
         describe(session, f"fine-tuning on {data.spec.name}", tokenizer)
@@ -131,6 +145,15 @@ def run_finetuning(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = No
         logger.info("fine-tuning finished: %d iterations in %.0f s; best epoch %d", session.iteration, seconds,
                     session.best.epoch)
     return True
+
+
+def read_data(args: Any, tokenizer: Tokenizer, rehearsal: Rehearsal | None = None) -> TaskData:
+    """The data of the task for this rank."""
+    state = parallel_state()
+    if is_language_model_task(args.task):
+        return build_language_model_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size,
+                                         limit=rehearsal.max_windows if rehearsal else None)
+    return build_task_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size)
 
 
 def task_source(args: Any, data: TaskData, tokenizer: Tokenizer, max_steps: int | None = None) -> TaskSource | None:
@@ -179,14 +202,14 @@ def score_at_the_end(session: Session, data: TaskData) -> dict[str, float]:
     args = session.args
     if data.train is not None and not args.no_validation and load_best(session):
         logger.info("scoring the best checkpoint (epoch %d)", session.best.epoch)
-    scores, predicted = task_scores(session, data.spec, data.dev)
+    scores, predicted = score(session, data.spec, data.dev)
     if scores:
         report_scores(session, scores, -1)
         write_result(session, TEST_RESULTS, results_line(scores, "test"))
         write_best_so_far(session, scores, -1)
     _write_predictions(session, data, data.dev, predicted)
     if data.test:
-        test_scores, predicted = task_scores(session, data.spec, data.test)
+        test_scores, predicted = score(session, data.spec, data.test)
         if test_scores:
             session.writer.record("test", test_scores)
             logger.info(" test | %s", ", ".join(f"{name} {value:.4f}" for name, value in test_scores.items()))
@@ -194,10 +217,13 @@ def score_at_the_end(session: Session, data: TaskData) -> dict[str, float]:
     return scores
 
 
-def _write_predictions(session: Session, data: TaskData, sets: tuple[EvalSet, ...], predicted: list[list[int]]) -> None:
+def _write_predictions(session: Session, data: TaskData, sets: EvalSets, predicted: list[Predicted]) -> None:
     folder = session.folder.logs
     if not session.runtime.is_main or folder is None or session.args.custom_no_save_checkpoint:
         return
     folder.mkdir(parents=True, exist_ok=True)
     for eval_set, values in zip(sets, predicted):
-        write_predictions(folder, data.spec, eval_set, values)
+        if isinstance(data.spec, LanguageModelTask):
+            write_lines(folder / f"{data.spec.name}-{eval_set.name}.jsonl", passage_lines(data.spec, values))
+        else:
+            write_predictions(folder, data.spec, eval_set, values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from distill.flag_types import positive_int
+from tasks.flags import OVERLAP
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +125,8 @@ def _add_evaluation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--eval-iters", type=int, default=100, help="batches per evaluation of the validation loss")
     group.add_argument("--eval-seq-length", type=positive_int, default=None,
                        help="longest validation sample in pretraining, in tokens; default: --seq-length")
+    group.add_argument("--overlapping-eval", type=positive_int, default=OVERLAP,
+                       help="language-model tasks: tokens by which a window moves on; those before are its context")
     group.add_argument("--eval-epoch", type=int, default=1, help="epochs between evaluations of the task's metrics")
     group.add_argument("--custom_first_eval", action="store_true",
                        help="evaluate the metrics before training too; counts for the best checkpoint")

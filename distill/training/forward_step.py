@@ -111,7 +111,8 @@ def forward_step(context: StepContext, batch: Batch, *, token_denominator: torch
     Args:
         batch: ``tokens, labels, loss_mask, position_ids, attention_mask`` (stage "lm"), or
             ``text, position, mask, target, logit_mask, label`` and sometimes ``loss_mask`` (stage "choice"); the
-            options of tasks add ``prompt_pos``, ``segment_id`` or ``dec_*`` (:class:`tasks.encoding.TaskEncoder`).
+            options of tasks add ``prompt_pos``, ``segment_id`` or ``dec_*`` (:class:`tasks.encoding.TaskEncoder`); for
+            a BERT :class:`tasks.bert_encoding.BertEncoder` makes it.
         token_denominator: what the sum of the masked token losses is divided by, instead of this micro-batch's own
             number of loss tokens.
 
@@ -207,6 +208,8 @@ def run_model(context: StepContext, model: Any, batch: Batch, hook: Hook | None 
         logits, inter_vars = model(batch["tokens"], batch["position_ids"], batch["attention_mask"], **options)
         # A head of choices has gathered the vocabulary; token losses want it cut.
         return (logits if context.stage == "lm" else scatter_to_model_parallel_region(logits)), inter_vars
+    if "padding_mask" in batch:  # a BERT
+        return model(batch["text"], batch["padding_mask"], batch["types"])
     answers = [batch.get(f"dec_{name}" if "dec_text" in batch else name) for name in ("target", "logit_mask")]
     scores, inter_vars = model(batch["text"], batch["position"], batch["mask"], *answers, **options)
     if "segment_id" in batch:  # of pieces of answers: here they become those of choices, for whatever follows

@@ -19,6 +19,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from tasks.metrics import perplexity
+
 logger = logging.getLogger(__name__)
 
 
@@ -150,7 +152,3 @@ def validation_line(iteration: int, loss: float) -> str:
     """The console line of a validation loss."""
     return f" validation loss at iteration {iteration} | LM loss: {loss:.6E} | LM PPL: {perplexity(loss):.6E}"
 
-
-def perplexity(loss: float) -> float:
-    """exp of the loss, which is capped at 20."""
-    return math.exp(min(20.0, loss))

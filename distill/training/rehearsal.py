@@ -26,6 +26,7 @@ class Rehearsal:
     Attributes:
         max_steps: optimizer steps.
         max_documents: read of each corpus.
+        max_windows: of each file of a language-model task that are scored.
         steps: what each step recorded. evaluations: what the evaluation gave.
         declared, described: inner terms that the method says it has, by the kinds that it records, or in words.
         trains: whether there is anything to train.
@@ -33,6 +34,7 @@ class Rehearsal:
 
     max_steps: int
     max_documents: int = 1000
+    max_windows: int = 32
     steps: list[dict[str, Any]] = field(default_factory=list)
     evaluations: dict[str, float] = field(default_factory=dict)
     declared: list[str] = field(default_factory=list)

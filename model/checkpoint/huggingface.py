@@ -104,7 +104,7 @@ def read_merged(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: see :func:`read_sizes`; files that are missing, damaged or not safe to read.
     """
-    sizes, tensors = read_sizes(folder), _read_tensors(folder)
+    sizes, tensors = read_sizes(folder), read_tensors(folder)
     lead = f"{MAP_ENTRY}."
     vocab_map = {name[len(lead):]: tensors.pop(name) for name in list(tensors) if name.startswith(lead)}
     module: dict[str, torch.Tensor] = {}
@@ -145,9 +145,15 @@ def write_safetensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def _read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, under the names that they have there.
+
+    Raises:
+        FileNotFoundError, ValueError: files that are missing, damaged or not safe to read.
+    """
     weights = merged_weights(folder)
-    assert weights is not None  # that is how the folder was recognised
+    if weights is None:
+        raise FileNotFoundError(f"{folder} has no weights (it holds {listing(folder)}); copy the whole folder")
     if weights.suffix != ".json":
         return _read_file(weights)
     tensors: dict[str, torch.Tensor] = {}

@@ -34,7 +34,8 @@ def _questions(line: Line, split: Split, is_ambiguous: bool) -> Iterator[Example
             raise line.error(f"options[{number}] must be a list of {len(LABELS)} texts, got {choices!r:.80}")
         if not isinstance(question, str):
             raise line.error(f"questions[{number}] must be a text, got {question!r:.80}")
-        answer = Line(line.path, line.number, {} if answers is None else {"label": answers[number]}, "answers: ")
+        answer = Line(line.path, line.number, {} if answers is None else {"label": answers[number]},
+                      f"answers[{number}].")
         yield Example(f"{split.name}-p{file}-q{number}", line.text("article"), question, answer.label(LABELS, split),
                       [split.name, file, number], {"choices": choices})
 

@@ -13,8 +13,8 @@ LABELS = ("false", "true")
 
 
 def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Example]:
-    return [Example(f"{split.name}-{line.get('idx')}", standard_punctuation(line.text("passage")),
-                    standard_punctuation(line.text("question")), line.label(LABELS, split), line.get("idx"))
+    return [Example(f"{split.name}-{line.idx()}", standard_punctuation(line.text("passage")),
+                    standard_punctuation(line.text("question")), line.label(LABELS, split), line.idx())
             for line in lines]
 
 

@@ -22,7 +22,7 @@ def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Exam
         if meta["question"] not in QUESTIONS:
             raise line.error(f"field 'question' must be one of {', '.join(map(repr, QUESTIONS))}, "
                              f"got {meta['question']!r}{nearest(meta['question'], QUESTIONS)}")
-        idx = line.get("idx")
+        idx = line.idx()
         examples.append(Example(f"{split.name}-{idx}", line.text("premise"), label=line.label(LABELS, split), idx=idx,
                                 meta=meta))
     if split.kind in ("train", "unlabeled"):

@@ -21,7 +21,7 @@ def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Exam
 
 
 def _example(line: Line, question: Line, answer: Line, split: Split) -> Example:
-    idx = [line.get("idx"), question.get("idx"), answer.get("idx")]
+    idx = [line.idx(), question.idx(), answer.idx()]
     meta = {"passage_idx": idx[0], "question_idx": idx[1], "answer_idx": idx[2],
             "answer": standard_punctuation(answer.text("text"))}
     return Example(f"{split.name}-p{idx[0]}-q{idx[1]}-a{idx[2]}",

@@ -29,18 +29,18 @@ def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Exam
             if query.count(PLACEHOLDER) != 1:
                 raise line.error(f"field {question.prefix}query must contain {PLACEHOLDER} exactly once, "
                                  f"got {query.count(PLACEHOLDER)} in {query!r:.120}")
-            guid = f"{split.name}-p{line.get('idx')}-q{question.get('idx')}"
-            meta = {"passage_idx": line.get("idx"), "question_idx": question.get("idx")}
+            guid = f"{split.name}-p{line.idx()}-q{question.idx()}"
+            meta = {"passage_idx": line.idx(), "question_idx": question.idx()}
             answers = _answers(question, split)
             if split.kind == "unlabeled":
                 candidates = _first_shuffled(entities, MAX_TRAINING_CHOICES, generator)
-                examples.append(Example(guid, text, query, LABELS[0], question.get("idx"),
+                examples.append(Example(guid, text, query, LABELS[0], question.idx(),
                                         {**meta, "candidates": candidates, "answers": []}, len(candidates)))
             elif training_form:
                 examples += _training_examples(Example(guid, text, query, LABELS[0], None, meta), answers, entities,
                                                generator)
             else:
-                examples.append(Example(guid, text, query, LABELS[1], question.get("idx"),
+                examples.append(Example(guid, text, query, LABELS[1], question.idx(),
                                         {**meta, "candidates": entities, "answers": answers}, len(entities)))
     return examples
 
@@ -64,7 +64,11 @@ def _answers(question: Line, split: Split) -> list[str]:
     """The distinct answers, sorted; a test file has none."""
     if split.kind in ("test", "unlabeled") and not question.fields.get("answers"):
         return []
-    return sorted({standard_punctuation(answer.text("text")) for answer in question.children("answers")})
+    answers = sorted({standard_punctuation(answer.text("text")) for answer in question.children("answers")})
+    if not answers:
+        raise question.error(f"{question.prefix}answers is empty; without answers a file can be scored as a test set "
+                             "(--test-data) or trained on with --train-split=unlabeled")
+    return answers
 
 
 def _training_examples(query: Example, answers: Iterable[str], entities: Sequence[str],

@@ -19,7 +19,7 @@ def read_entailment(lines: Sequence[Line], split: Split, labels: Sequence[Label]
     """
     examples = []
     for line in lines:
-        idx = line.get("idx", (int, str))
+        idx = line.idx()
         if isinstance(idx, str):
             idx = int(idx) if idx.strip().lstrip("-").isdecimal() else line.number - 1
         examples.append(Example(f"{split.name}-{idx}", standard_punctuation(line.text(names[0])),

@@ -17,8 +17,8 @@ def _read(lines: Sequence[Line], split: Split, training_form: bool) -> list[Exam
     for line in lines:
         label = line.label(LABELS, split)
         examples.append(Example(
-            f"{split.name}-{line.get('idx')}", standard_punctuation(line.text("sentence1")),
-            standard_punctuation(line.text("sentence2")), label or LABELS[0], line.get("idx"),
+            f"{split.name}-{line.idx()}", standard_punctuation(line.text("sentence1")),
+            standard_punctuation(line.text("sentence2")), label or LABELS[0], line.idx(),
             {"word": line.text("word")}, is_labelled=label is not None))
     return examples
 

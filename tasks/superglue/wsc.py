@@ -38,7 +38,7 @@ def read(lines: Sequence[Line], split: Split, training_form: bool, *, options: T
 
 def _example(line: Line, split: Split) -> Example:
     target = line.child("target")
-    phrase, pronoun = target.text("span1_text"), target.text("span2_text")
+    phrase, pronoun = (_span(target, name) for name in ("span1_text", "span2_text"))
     words = standard_punctuation(line.text("text")).split()
     start, at = (_place(words, target, name) for name in ("span1_index", "span2_index"))
     start = _find([word.lower() for word in words], phrase.lower().split(), start)
@@ -51,9 +51,16 @@ def _example(line: Line, split: Split) -> Example:
                            "count from 0")
     label = line.label(tuple(label.lower() for label in LABELS), split)
     meta = {"span1_text": phrase, "span2_text": pronoun, "span1_index": start, "span2_index": at}
-    idx = line.get("idx")
+    idx = line.idx()
     return Example(f"{split.name}-{idx}", " ".join(words), label=None if label is None else label.capitalize(),
                    idx=idx, meta=meta)
+
+
+def _span(target: Line, name: str) -> str:
+    text = target.text(name)
+    if not text.strip():
+        raise target.error(f"target.{name} is empty; it must be words of the text")
+    return text
 
 
 def _place(words: Sequence[str], target: Line, name: str) -> int:

@@ -84,7 +84,9 @@ def test_which_epoch_is_best() -> None:
     assert evaluation.validation_metric(spec, "f1-macro") == "f1-macro"
     with pytest.raises(ValueError, match="--validation-metric=f1: task cb has accuracy, f1-macro"):
         evaluation.validation_metric(spec, "f1")
-    assert evaluation.is_better(0.0, None) and evaluation.is_better(2.0, 1.0) and not evaluation.is_better(1.0, 1.0)
+    for metric, better in (("accuracy", 2.0), ("ppl", 0.5), ("word_ppl", 0.5), ("loss", 0.5)):
+        assert evaluation.is_better(metric, 7.0, None) and evaluation.is_better(metric, better, 1.0)
+        assert not evaluation.is_better(metric, 1.0, 1.0) and not evaluation.is_better(metric, 1.0, better)
 
 
 def test_prediction_files(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -6,8 +6,10 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from tasks.data import make_split, read_split, split_file
 from tasks.files import JSON_LINES, read_csv, read_document, read_folder, read_lines, read_tsv
@@ -38,6 +40,27 @@ def test_wrong_encoding_names_the_line_and_a_byte_order_mark_is_no_text(tmp_path
         read_lines(path)
     path.write_bytes("\ufeff".encode() + b'{"idx": 0}\r\n')
     assert read_lines(path)[0].fields == {"idx": 0}
+
+
+def test_the_reading_of_a_large_file_is_shown_by_one_rank(write_lines: WriteLines,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
+    path, bars = write_lines("a.jsonl", {"idx": 0}, {"idx": 1}), []
+
+    class Bar(tqdm):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "disable": True})
+            bars.append(options)
+
+        def update(self, n: float = 1) -> None:
+            bars[-1]["read"] = bars[-1].get("read", 0) + n
+
+    monkeypatch.setattr("tasks.files.tqdm", Bar)
+    for limit, rank, disabled in ((10, "0", None), (10, "1", True), (10_000, "0", True)):
+        monkeypatch.setattr("tasks.files._SHOWN_BYTES", limit)
+        monkeypatch.setenv("RANK", rank)
+        assert len(read_lines(path)) == 2
+        assert bars[-1]["disable"] is disabled, "None: on a terminal"
+        assert bars[-1]["read"] == bars[-1]["total"] == path.stat().st_size
 
 
 def test_tables(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -63,10 +63,25 @@ def test_forms_that_are_trained(words: list[str]) -> None:
     check_task_flags(parsed("--cloze-eval", *words))
 
 
-@pytest.mark.parametrize("word", ["--unidirectional", "--src-seq-length=9", "--tgt-seq-length=9"])
+@pytest.mark.parametrize("word", ["--src-seq-length=9", "--tgt-seq-length=9"])
 def test_options_of_tasks_that_are_missing(word: str) -> None:
-    with pytest.raises(ValueError, match="belongs to .*, which this version does not have yet"):
+    with pytest.raises(ValueError, match="belongs to .*, which this version does not have"):
         check_task_flags(parsed("--task=COPA", "--cloze-eval", word))
+
+
+@pytest.mark.parametrize("task", ["blank", "CNN_DM_original", "xsum"])
+def test_tasks_that_are_missing(task: str) -> None:
+    with pytest.raises(ValueError, match=f"--task={task}: sequence-to-sequence tasks and blank filling are not built"):
+        check_task_flags(parsed(f"--task={task}"))
+
+
+def test_an_option_of_language_model_tasks_elsewhere() -> None:
+    with pytest.raises(ValueError, match="--unidirectional belongs to the tasks language_model, lambda, wikitext"):
+        check_task_flags(parsed("--task=COPA", "--cloze-eval", "--unidirectional"))
+    args = parsed("--task=COPA", "--cloze-eval")
+    args.overlapping_eval = 8
+    with pytest.raises(ValueError, match="--overlapping-eval belongs to the tasks"):
+        check_task_flags(args)
 
 
 @pytest.mark.parametrize(("words", "message"), [
