@@ -157,6 +157,7 @@ def _progress(session: Session) -> dict[str, Any]:
         "iteration": session.iteration,
         "training": {
             "position": session.position, "steps": session.steps, "epochs_done": session.epochs_done,
+            "pending_from": session.pending_from,
             "train_iters": session.run.train_iters, "best": asdict(session.best)},
         "method_state": method_state() if method_state is not None else {}}
 
@@ -193,6 +194,7 @@ def _restore_progress(session: Session, extras: dict[str, Any]) -> None:
         return
     session.position, session.steps = int(training["position"]), int(training["steps"])
     session.epochs_done = int(training["epochs_done"])
+    session.pending_from = training.get("pending_from")
     session.best = Best(**training["best"])
     if extras.get("method_state"):
         session.context.student.load_method_state(extras["method_state"])

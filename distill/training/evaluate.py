@@ -22,14 +22,52 @@ from tasks.evaluation import average_scores, compute_metrics, merge_predictions,
 from tasks.spec import TaskSpec
 
 
+class EvaluationStopped(Exception):
+    """SIGTERM came during an evaluation inside a training run; all ranks raise it together."""
+
+
+class Evaluation:
+    """Goes through batches until a rank of the model-parallel group is asked to stop."""
+
+    def __init__(self, session: Session) -> None:
+        self._should_stop, self._device = session.should_stop, session.runtime.device
+        self._is_cut_short = False
+
+    def over(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches, each after a look at the signal; they are the same ones on all ranks of the group."""
+        for batch in batches:
+            if self._should_stop is not None and self._any(self._should_stop(), parallel_state().model_group):
+                self._is_cut_short = True
+                return
+            yield batch
+
+    def finish(self) -> None:
+        """Data-parallel ranks, which may have unequal numbers of batches, agree only here."""
+        if self._should_stop is not None and self._any(self._is_cut_short, parallel_state().data_group):
+            raise EvaluationStopped
+
+    def _any(self, flag: bool, group: dist.ProcessGroup | None) -> bool:
+        if group is None or dist.get_world_size(group) == 1:
+            return flag
+        flags = torch.tensor(int(flag), device=self._device)
+        dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=group)
+        return bool(flags)
+
+
 @contextmanager
-def evaluating(session: Session) -> Iterator[None]:
-    """Inside: no gradients, no dropout, no teachers; methods neither draw nor advance."""
+def evaluating(session: Session) -> Iterator[Evaluation]:
+    """Inside: no gradients, no dropout, no teachers; methods neither draw nor advance.
+
+    Raises:
+        EvaluationStopped: at the end, where :meth:`Evaluation.over` was cut short on any rank.
+    """
     was_training, session.run.is_training = session.run.is_training, False
     session.model.eval()
+    evaluation = Evaluation(session)
     try:
         with torch.no_grad():
-            yield
+            yield evaluation
+        evaluation.finish()
     finally:
         session.run.is_training = was_training
         session.model.train()
@@ -38,8 +76,8 @@ def evaluating(session: Session) -> Iterator[None]:
 def text_loss(session: Session, loader: Any, start: int, num_batches: int) -> float:
     """Mean loss per masked token over ``num_batches`` micro-batches of every data-parallel rank, from ``start`` on."""
     total, tokens = 0.0, 0
-    with evaluating(session), closing(_on_first_rank(loader.iterate(start))) as batches:
-        for batch in itertools.islice(batches, num_batches):
+    with evaluating(session) as evaluation, closing(_on_first_rank(loader.iterate(start))) as batches:
+        for batch in evaluation.over(itertools.islice(batches, num_batches)):
             batch = to_device(batch, session.runtime.device)
             total += float(forward_step(session.context, batch, token_denominator=1.0).hard_loss)
             tokens += int(batch["loss_mask"].sum())
@@ -51,8 +89,8 @@ def task_loss(session: Session, loader: TrainLoader, num_batches: int) -> float:
     """Mean loss per sample over the first ``num_batches`` batches of a labelled set in training form (in a
     language-model task: per token of an answer)."""
     total, count, is_text = 0.0, 0, session.context.stage == "lm"
-    with evaluating(session):
-        for batch in itertools.islice(loader.epoch(0), num_batches):
+    with evaluating(session) as evaluation:
+        for batch in evaluation.over(itertools.islice(loader.epoch(0), num_batches)):
             batch = to_device(with_lm_names(batch), session.runtime.device)
             output = forward_step(session.context, batch, token_denominator=1.0)
             total += float(output.hard_loss if is_text else output.hard_loss_per_sample.sum())
@@ -64,8 +102,8 @@ def task_loss(session: Session, loader: TrainLoader, num_batches: int) -> float:
 def predictions(session: Session, spec: TaskSpec, eval_set: EvalSet) -> list[int]:
     """The predicted choice or class of every example of the set, in its order, on every rank."""
     mine: dict[str, int] = {}
-    with evaluating(session):
-        for tensors, uids in eval_set:
+    with evaluating(session) as evaluation:
+        for tensors, uids in evaluation.over(eval_set):
             best = _predicted(session, spec, to_device(with_lm_names(tensors), session.runtime.device))
             mine.update(zip(uids, best.tolist(), strict=True))
     state = parallel_state()

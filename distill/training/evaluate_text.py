@@ -40,8 +40,8 @@ def text_scores(session: Session, task: LanguageModelTask,
 def window_scores(session: Session, eval_set: EvalTexts) -> dict[int, PassageScore]:
     """The score of every window of the file by its number, from all data-parallel ranks."""
     mine: dict[int, PassageScore] = {}
-    with evaluating(session):
-        for batch, numbers in eval_set:
+    with evaluating(session) as evaluation:
+        for batch, numbers in evaluation.over(eval_set):
             mine.update(zip(numbers, _batch_scores(session, to_device(batch, session.runtime.device)), strict=True))
     state = parallel_state()
     if state.data_size == 1:

@@ -16,7 +16,7 @@ from distill.training import bert
 from distill.training.batches import MixedSource, TaskSource
 from distill.training.build import build_session, describe
 from distill.training.checkpointing import load_best, resume, save_best, save_training_state
-from distill.training.evaluate import task_loss, task_scores
+from distill.training.evaluate import EvaluationStopped, task_loss, task_scores
 from distill.training.evaluate_text import text_scores
 from distill.training.loop import crossed, train
 from distill.training.metrics import MetricWriter
@@ -57,7 +57,11 @@ class FinetuneEvents:
         for epoch in range(session.epochs_done, after // session.source.batches_per_epoch):
             session.epochs_done = epoch + 1
             if crossed(args.eval_epoch, epoch, epoch + 1):
-                self.evaluate(epoch=epoch)
+                try:
+                    self.evaluate(epoch=epoch)
+                except EvaluationStopped:
+                    session.epochs_done = epoch
+                    raise
             if crossed(args.save_epoch, epoch, epoch + 1):
                 # "best" keeps the marker of the newest checkpoint; resuming has a marker of its own.
                 save_training_state(session, tracker=session.best.score is None)

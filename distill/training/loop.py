@@ -20,6 +20,7 @@ import torch.distributed as dist
 from distill.training.batches import Window, windows
 from distill.training.checkpointing import save_training_state
 from distill.training.engine import StepResult, zero_loss
+from distill.training.evaluate import EvaluationStopped
 from distill.training.forward_step import StepOutput, forward_step
 from distill.training.metrics import Progress, train_line
 from distill.training.session import Session
@@ -76,7 +77,9 @@ def train(session: Session, events: Events) -> bool:
     last_save = time.monotonic()
     session.model.train()
     try:
-        with StopSignal() as stop:
+        with StopSignal() as stop, _asked_by_evaluations(session, stop):
+            if session.pending_from is not None and not _after_step(session, events, session.pending_from):
+                return False
             for window in windows(source, session.position, session.runtime.device, lambda: stop.received):
                 if window.stop:
                     logger.warning("asked to stop: saving iteration %d", session.iteration)
@@ -89,7 +92,8 @@ def train(session: Session, events: Events) -> bool:
                 progress.update(session.iteration - before, loss=report.loss, tokens_per_second=log.tokens_per_second,
                                 memory=backend.peak_memory(session.runtime.device))
                 trained_until = time.monotonic()
-                events.after_step(before, session.iteration)
+                if not _after_step(session, events, before):
+                    return False
                 if _time_to_save(session, last_save):
                     save_training_state(session, tracker=session.best.score is None)
                     last_save = time.monotonic()
@@ -98,6 +102,30 @@ def train(session: Session, events: Events) -> bool:
         progress.close()
     run.iteration = session.iteration
     log.summarise()
+    return True
+
+
+@contextmanager
+def _asked_by_evaluations(session: Session, stop: StopSignal) -> Iterator[None]:
+    session.should_stop = lambda: stop.received
+    try:
+        yield
+    finally:
+        session.should_stop = None
+
+
+def _after_step(session: Session, events: Events, before: int) -> bool:
+    """What is due after a step. False if SIGTERM came during an evaluation: the state is saved, and the run that goes
+    on from it evaluates first."""
+    session.pending_from = None
+    try:
+        events.after_step(before, session.iteration)
+    except EvaluationStopped:
+        logger.warning("asked to stop during an evaluation, which will be repeated: saving iteration %d",
+                       session.iteration)
+        session.pending_from = before
+        save_training_state(session, tracker=session.best.score is None)
+        return False
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ class Session:
         steps: optimizer steps applied so far.
         epochs_done: epochs of fine-tuning that are complete and evaluated.
         resumed_from: folder of the run that this one goes on from.
+        pending_from: iteration before the last step, where what is due after that step was cut short by SIGTERM; None
+            otherwise.
+        should_stop: whether this rank was asked to stop; evaluations ask it between batches.
         has_labels: whether the training data say what is right; without, the label loss means nothing.
     """
 
@@ -59,6 +63,8 @@ class Session:
     steps: int = 0
     epochs_done: int = 0
     resumed_from: Path | None = None
+    pending_from: int | None = None
+    should_stop: Callable[[], bool] | None = None
     has_labels: bool = True
     best: Best = field(default_factory=Best)
 
