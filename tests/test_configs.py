@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.shared import require_shared
+
 CONFIG = Path(__file__).resolve().parents[1] / "config"
 
 # file: micro batch, accumulation, lr, weight decay, betas, eps, fp16, clipping, print every, ZeRO
@@ -74,6 +76,19 @@ def test_values(name: str) -> None:
 def test_no_file_is_missing_from_the_table() -> None:
     found = {path.relative_to(CONFIG).with_suffix("").as_posix() for path in CONFIG.rglob("config_*.json")}
     assert found == set(TABLE)
+
+
+def test_the_table_is_the_published_one() -> None:
+    text = (require_shared("spec") / "configs.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()
+            if line.startswith("| config")]
+    assert {row[0].replace("config_tasks/", "config/tasks/").removeprefix("config/").removesuffix(".json")
+            for row in rows} == set(TABLE)
+    for file, micro, accumulation, lr, decay, betas, eps, fp16, clipping, steps, _ in rows:
+        name = Path(file).stem if file.startswith("config/") else f"tasks/{Path(file).stem}"
+        assert TABLE[name][:9] == (
+            int(micro), int(accumulation), float(lr), float(decay), tuple(map(float, betas.split(","))), float(eps),
+            fp16 == "on", float(clipping), int(steps))
 
 
 def test_base_and_tiny6_tasks_are_the_same() -> None:

@@ -43,12 +43,12 @@ class Room:
 
 EVERYTHING = ("model", "data_utils", "tasks", "distill")
 #: Small files that know nothing of models or runs.
-DISTILL_LEAVES = ("distill.flag_types", "distill.distill_flags", "distill.layer_maps", "distill.retired_flags",
-                  "distill.schedules")
+DISTILL_LEAVES = ("distill.checkpoint_names", "distill.flag_types", "distill.distill_flags", "distill.layer_maps",
+                  "distill.retired_flags", "distill.schedules")
 ANALYSIS = ("distill.losses", "distill.layer_maps", "model.taps", "model.parallel")
 DISTILL_CORE = ("model", "data_utils.vocab_file", "distill.losses", "distill.student", "distill.teachers",
-                "distill.analysis", "distill.vocab_init", "distill.truncate", "distill.training.run_state",
-                *DISTILL_LEAVES)
+                "distill.analysis", "distill.vocab_init", "distill.truncate", "distill.registry",
+                "distill.training.run_state", *DISTILL_LEAVES)
 METHOD = ("distill.student", "distill.losses", "distill.layer_maps", "distill.schedules", "distill.flag_types",
           "model.taps", "model.parallel")
 FACADE = (*METHOD, "distill.methods", "distill.multi_teacher", "model.config")
@@ -63,7 +63,8 @@ ROOMS = (
     Room("tasks/", ("tasks", "data_utils")),
     Room("distill/losses/", ("distill.losses", "model.parallel"), ("torch",)),
     *(Room(f"{name.replace('.', '/')}.py", DISTILL_LEAVES) for name in DISTILL_LEAVES),
-    *(Room(f"distill/{name}.py", DISTILL_CORE) for name in ("student", "teachers", "vocab_init", "truncate")),
+    *(Room(f"distill/{name}.py", DISTILL_CORE)
+      for name in ("student", "registry", "teachers", "vocab_init", "truncate")),
     Room("distill/analysis.py", ANALYSIS),
     Room("distill/methods/", METHOD),
     Room("distill/methods/__init__.py", (*METHOD, "distill.methods")),
@@ -71,8 +72,10 @@ ROOMS = (
     Room("distill/distill_model.py", FACADE),
     Room("distill/multi_teacher_model.py", FACADE),
     Room("distill/training/", EVERYTHING),
-    Room("distill/sweep/", ("distill.sweep", "model.checkpoint.reshard"), ("optuna", "rich")),
-    Room("distill/auto_tune.py", ("distill.sweep", "model.checkpoint.reshard"), ("optuna", "rich")),
+    # No torch: commands are composed and printed at once, and the runs are processes of their own.
+    Room("distill/sweep/", ("distill.sweep", "distill.report", "model.config", "model.count"),
+         ("filelock", "optuna", "psutil", "rich")),
+    Room("distill/auto_tune.py", ("distill.sweep",), ()),
     Room("distill/", EVERYTHING),
     Room("distill/vocab_sort.py", ("data_utils", "tasks.registry", "distill.vocab_init", "model.checkpoint.files")),
     Room("change_mp.py", ("model.checkpoint",), ()),

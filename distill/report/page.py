@@ -47,30 +47,36 @@ vertical-align:middle;margin-right:7px}
 def render(runs: Sequence[Run]) -> str:
     """The whole page as text."""
     title = f"Report: {runs[0].name}" if len(runs) == 1 else f"Report: {len(runs)} runs"
-    colours = "".join(f".line.c{n}{{stroke:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}"
-                      f".key .c{n}{{border-color:var(--c{n})}}" for n in range(NUM_COLOURS))
-    body = [f"<h1>{html.escape(title)}</h1>", _key(runs) if len(runs) > 1 else "", _overview(runs)]
+    body = [key([run.name for run in runs]) if len(runs) > 1 else "", _overview(runs)]
     terms = [name for name in _names(runs, "train") if name not in (*LOSSES, *OPTIMISATION, *SPEED)]
     for heading, kind, names in (
             ("Losses", "train", LOSSES), ("Named terms", "train", terms),
             ("Validation", "validation", _names(runs, "validation")), ("Scores", "metrics", _names(runs, "metrics")),
             ("Optimisation", "train", OPTIMISATION), ("Speed and memory", "train", SPEED)):
         body.append(_section(runs, heading, kind, names))
+    body.append('<p class="note">The horizontal axis is the iteration. Long curves are averaged over neighbours; a gap '
+                "is a value that was not finite. Point at a line to read it.</p>")
+    return document(title, "".join(body))
+
+
+def document(title: str, body: str, style: str = "") -> str:
+    """A whole page with a heading; what stands below it is HTML. The colours are those of the charts."""
+    colours = "".join(f".line.c{n}{{stroke:var(--c{n})}}.dot.c{n}{{fill:var(--c{n})}}"
+                      f".key .c{n}{{border-color:var(--c{n})}}" for n in range(NUM_COLOURS))
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>{html.escape(title)}</title>'
             '<meta name="viewport" content="width=device-width,initial-scale=1"/>'
-            f"<style>{STYLE}{colours}</style></head>\n<body>{''.join(body)}"
-            '<p class="note">The horizontal axis is the iteration. Long curves are averaged over neighbours; a gap is '
-            "a value that was not finite. Point at a line to read it.</p></body></html>\n")
+            f"<style>{STYLE}{colours}{style}</style></head>\n<body><h1>{html.escape(title)}</h1>{body}</body></html>\n")
+
+
+def key(names: Sequence[str]) -> str:
+    """Which colour is whose, as HTML."""
+    items = "".join(f'<span><i class="c{n % NUM_COLOURS}"{_dash(n)}></i>{html.escape(name)}</span>'
+                    for n, name in enumerate(names))
+    return f'<div class="key">{items}</div>'
 
 
 def _names(runs: Sequence[Run], kind: str) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.names(kind)))
-
-
-def _key(runs: Sequence[Run]) -> str:
-    items = "".join(f'<span><i class="c{n % NUM_COLOURS}"{_dash(n)}></i>{html.escape(run.name)}</span>'
-                    for n, run in enumerate(runs))
-    return f'<div class="key">{items}</div>'
 
 
 def _dash(run: int) -> str:

@@ -82,6 +82,13 @@ def test_what_exists_is_read_in_part_and_left_alone(world: Path, caplog: pytest.
     assert task_lines and all(int(line.split()[2]) <= dev_data.MAX_LINES + 1 for line in task_lines[:1])
 
 
+def test_a_sweep_gets_the_scores_that_it_waits_for(world: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    assert run("finetune", [*finetune_flags(world), "--fast-dev-run=1", f"--custom_tmp_result={scores}"]) == 0
+    result = json.loads(scores.read_text(encoding="utf-8"))
+    assert result["epoch"] == -1 and 0 <= result["max_score_dict"]["accuracy"]["score_dict"]["accuracy"] <= 100
+
+
 @pytest.mark.parametrize("tokenizer", ["BertWordPieceTokenizer", "GPT2BPETokenizer", "ChineseSPTokenizer"])
 def test_what_is_missing_is_made_up(world: Path, tokenizer: str, caplog: pytest.LogCaptureFixture) -> None:
     words = [word for word in finetune_flags(world)

@@ -1,0 +1,214 @@
+"""From the launcher's command line to the commands that run. Nothing here writes or starts anything."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from distill.sweep import deepspeed_files, stages
+from distill.sweep.compose import (
+    DEFAULT_SCRIPT,
+    ENVIRONMENT,
+    TaskSetting,
+    derived_config,
+    finish_flags,
+    preset_flags,
+    start_checkpoint,
+    task_setting,
+)
+from distill.sweep.domains import SYNTAX, Domain, parse_domain
+from distill.sweep.flags import SweepArgs, flag_names
+from distill.sweep.resplit import resplits_of
+from distill.sweep.teacher_entries import TeacherEntries, load_teacher_entries
+from distill.sweep.types import DEEPSPEED_FLAG, FlagPair, StageCommand, TaskPlan
+
+Stamp = Callable[[], str]
+Port = Callable[[], int]
+PORTS = (10_000, 60_000)
+_last_stamp = ""
+
+
+def fresh_stamp() -> str:
+    """The time as ``yymmdd_HHMMSS.ffffff``, later than that of any call before."""
+    global _last_stamp
+    now = _last_stamp
+    while now <= _last_stamp:
+        now = datetime.now().strftime("%y%m%d_%H%M%S.%f")
+    _last_stamp = now
+    return now
+
+
+def random_port() -> int:
+    """A port as the printed commands show it; nobody has looked whether it is free."""
+    return random.SystemRandom().randint(*PORTS)
+
+
+def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, str] | None = None,
+               stamp: Stamp = fresh_stamp, port: Port = random_port) -> list[TaskPlan]:
+    """The commands of every task, for one choice of the searched values.
+
+    Args:
+        seed: replaces ``--seed`` of every stage; None leaves it.
+        point: searched flag (as in :func:`find_search_space`) -> value.
+        stamp: gives a new time at each call, port: a number; both only become part of the commands.
+
+    Raises:
+        ValueError: something that no command could be made of; the message names flag and value.
+    """
+    sweep = with_point(sweep, point or {})
+    if seed is not None:
+        sweep = replace(sweep, forwarded=tuple(stages.joined(sweep.forwarded, [("--seed", str(seed))])))
+    teachers = teacher_entries(sweep)
+    plans = []
+    for index in range(len(sweep.tasks)):
+        setting = task_setting(sweep, index)
+        plans.append(TaskPlan(setting.task.name, tuple(_stages(setting, teachers, stamp, port)), setting.gpus))
+    _check_folders(plans)
+    return plans
+
+
+def teacher_entries(sweep: SweepArgs) -> TeacherEntries | None:
+    """The teachers of the sweep, checked for every stage and task; None without ``--task_t_load``.
+
+    Raises:
+        ValueError: an unknown entry, or one without a checkpoint for a task.
+    """
+    name = sweep.known.task_t_load
+    if name is None:
+        return None
+    entries = load_teacher_entries(sweep.known.task_t_load_path)
+    entries.check(name, sweep.tasks)
+    for number, flags in stages.stages_of(sweep.stage_flags):
+        own = stages.teachers_of(flags, "")
+        if own:
+            entries.check(own, sweep.tasks, f"--again_{number}__task_t_load")
+    return entries
+
+
+def find_search_space(sweep: SweepArgs) -> dict[str, Domain]:
+    """Searched flags in the order of the command line (then of ``--search_space``), with their domains.
+
+    Flags of the training script stand as ``--name``, those of a stage as ``--again_K__name``, entries of the DeepSpeed
+    file as ``--ds_path``.
+
+    Raises:
+        ValueError: a text that starts like a domain and is none, a file that cannot be read, a flag that cannot be
+            searched.
+    """
+    space: dict[str, Domain] = {}
+    for flag, text in _searchable(sweep).items():
+        if text is not None and (domain := parse_domain(flag, text)) is not None:
+            space[flag] = domain
+    for flag, text in _search_file(sweep).items():
+        domain = parse_domain(flag, text)
+        if domain is None:
+            raise ValueError(f"--search_space: {flag}: {text!r} is no list or range of values; write {SYNTAX}")
+        space[flag] = domain
+    return space
+
+
+def with_point(sweep: SweepArgs, point: Mapping[str, str]) -> SweepArgs:
+    """The same command line with values in place of searched flags; a flag that was not given is added."""
+    forwarded, overrides = dict(sweep.forwarded), dict(sweep.overrides)
+    stage_flags = {_stage_name(number, name): value for number, (name, value) in sweep.stage_flags}
+    for flag, value in point.items():
+        if flag.startswith("--ds_"):
+            overrides[flag.removeprefix("--ds_")] = value
+        elif flag.startswith("--again_"):
+            stage_flags[flag] = value
+        else:
+            forwarded[flag] = value
+    numbered = []
+    for flag, value in stage_flags.items():
+        number, _, name = flag.removeprefix("--again_").partition("__")
+        numbered.append((int(number), (f"--{name}", value)))
+    return replace(sweep, forwarded=tuple(forwarded.items()), stage_flags=tuple(numbered), overrides=overrides)
+
+
+def notes(sweep: SweepArgs) -> list[str]:
+    """What a user may not expect of this command line, in sentences."""
+    found = []
+    if sweep.stage_flags and sweep.known.task_t_load is None:
+        found.append(f"{_stage_name(sweep.stage_flags[0][0], sweep.stage_flags[0][1][0])} has no effect: there are "
+                     "further stages only with --task_t_load")
+    found += [f"--rate_ds_{path} has no effect without --ds_{path}" for path in sweep.rates
+              if path not in sweep.overrides]
+    model = sweep.presets.models[sweep.known.model]
+    if "--fp16" not in model.flags and not sweep.known.del_fp16 and "fp16__enabled" not in sweep.overrides:
+        found.append(f"--model={model.name} has no --fp16, but its DeepSpeed file gets fp16 all the same, as "
+                     "published; --del_fp16 keeps fp32")
+    return found
+
+
+def _stages(setting: TaskSetting, teachers: TeacherEntries | None, stamp: Stamp, port: Port) -> list[StageCommand]:
+    sweep, name = setting.sweep, setting.sweep.known.task_t_load
+    start = start_checkpoint(setting)
+
+    def teacher_flags(entry: str) -> list[FlagPair]:
+        return teachers.flags(entry, setting.task.name, sweep.data_root) if teachers is not None else []
+
+    first = stages.joined(preset_flags(setting, start, stamp), sweep.forwarded, teacher_flags(name))
+    commands = [_command(setting, 0, first, stamp, port)]
+    for _, flags in stages.stages_of(sweep.stage_flags) if teachers is not None else ():
+        origin = commands[-1 if sweep.known.stage_from == "previous" else 0].checkpoint
+        pairs = stages.joined(preset_flags(setting, origin, stamp), teacher_flags(stages.teachers_of(flags, name)),
+                              stages.merge(sweep.forwarded, flags))
+        commands.append(_command(setting, len(commands), pairs, stamp, port))
+    return commands
+
+
+def _command(setting: TaskSetting, stage: int, flags: list[FlagPair], stamp: Stamp, port: Port) -> StageCommand:
+    flags, resplits = resplits_of(finish_flags(setting, flags))
+    values = dict(flags)
+    path = values[DEEPSPEED_FLAG] or ""
+    config = derived_config(setting, path)
+    if config is not None:
+        path = f"{deepspeed_files.FOLDER}/{stamp()}_{random.SystemRandom().randrange(10 ** 6):06}.json"
+        flags = [(name, path if name == DEEPSPEED_FLAG else value) for name, value in flags]
+    launcher = ("deepspeed", f"--master_port={port()}", f"--include={setting.include}", "--hostfile=")
+    return StageCommand(setting.task.name, stage, ENVIRONMENT, launcher, setting.sweep.known.py_file or DEFAULT_SCRIPT,
+                        tuple(flags), config, path, f"{values['--save']}/{values['--experiment-name']}", resplits)
+
+
+def _check_folders(plans: list[TaskPlan]) -> None:
+    """Forwarded --save or --experiment-name may make runs meet in one folder."""
+    seen: set[str] = set()
+    for command in (command for plan in plans for command in plan.stages):
+        if command.checkpoint in seen:
+            raise ValueError(f"two runs would write {command.checkpoint}: leave --save and --experiment-name to the "
+                             "launcher (--save_sub names the folder for results)")
+        seen.add(command.checkpoint)
+
+
+def _stage_name(number: int, flag: str) -> str:
+    return f"--again_{number}__{flag.removeprefix('--')}"
+
+
+def _searchable(sweep: SweepArgs) -> dict[str, str | None]:
+    stage_flags = {_stage_name(number, name): value for number, (name, value) in sweep.stage_flags}
+    return {**dict(sweep.forwarded), **stage_flags,
+            **{f"--ds_{path}": text for path, text in sweep.overrides.items()}}
+
+
+def _search_file(sweep: SweepArgs) -> dict[str, str]:
+    path = sweep.known.search_space
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--search_space={path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--search_space={path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+        raise ValueError(f"--search_space={path} must map flags to texts such as grid:1,2")
+    own = flag_names(sweep.presets)
+    for flag in content:
+        if flag in own and not flag.startswith("--ds_") or not flag.startswith("--"):
+            raise ValueError(f"--search_space: {flag} cannot be searched; flags of the training script, --again_K__ "
+                             "and --ds_ can")
+    return content
