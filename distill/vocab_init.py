@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,6 @@ def check_vocab_flags(args: Any) -> None:
     if args.student_map_vocab_method not in METHODS:
         raise ValueError(f"--student_map_vocab_method={args.student_map_vocab_method} must be one of "
                          f"{', '.join(METHODS)}")
-    if args.map_vocab_size < 0:
-        raise ValueError(f"--map_vocab_size={args.map_vocab_size:g} must be 0 (off), a share below 1, or a number")
     if args.student_build_map_vocab and not args.map_vocab_size:
         raise ValueError("--student_build_map_vocab needs --map_vocab_size")
     for name in ("distill_logit_mask_map", "logitsdistil_teacher_input_ids_map"):
@@ -69,9 +67,15 @@ def resolve_map_size(value: float, num_tokens: int, vocab_size: int, divisor: in
         value: a share of ``num_tokens`` (the unpadded vocabulary) if below 1, else a number.
         vocab_size: the padded vocabulary; a result that is not smaller switches the feature off.
         divisor: the result is rounded up to a multiple of it.
+
+    Raises:
+        ValueError: a negative value.
     """
     if not value:
         return 0
+    if value < 0:
+        raise ValueError(f"map_vocab_size={value:g} (--map_vocab_size, for teachers --teacher_ and --mt_map_vocab_size)"
+                         " must be 0 (off), a share below 1, or a number")
     count = int(value * num_tokens) if value < 1 else int(value)
     rows = -(-count // divisor) * divisor
     if rows >= vocab_size:
@@ -97,17 +101,36 @@ def sort_file_path(args: Any) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def set_up_vocab_map(glm: nn.Module, teachers: Sequence[nn.Module], args: Any, tokenizer: Any) -> None:
+def protected_ids(tokenizer: Any, words: Iterable[str]) -> set[int]:
+    """Ids that may never be dropped: commands, and answer words (as given and lower-cased) that are one token."""
+    protected = {command.id for command in tokenizer.commands}
+    for word in words:
+        for form in (word, word.lower()):
+            for keep_blank in (False, True):
+                try:
+                    protected.add(tokenizer.word_to_id(form, keep_blank=keep_blank))
+                except ValueError:  # not a single token in this vocabulary, so no verbalizer either
+                    continue
+    return protected
+
+
+def set_up_vocab_map(glm: nn.Module, teachers: Sequence[nn.Module], args: Any, tokenizer: Any, *,
+                     resumes: bool = False, answer_words: Iterable[str] = ()) -> None:
     """Build the student's map where ``--student_build_map_vocab`` asks for it.
 
     Every rank of the model-parallel group has to call it.
 
+    Args:
+        resumes: ``--load`` has found a checkpoint to go on from, which brings its map.
+        answer_words: verbalizers of the tasks; the kept rows have to have room for them and for the commands.
+
     Raises:
-        ValueError: there is no such teacher, or the student has neither a map nor a way to one.
+        ValueError: there is no such teacher, the student has neither a map nor a way to one, or the sort file or the
+            size would drop a command.
     """
     if glm.vocab_map is None:
         return
-    if args.load or args.load_pretrained:
+    if resumes or args.load_pretrained:
         if args.student_build_map_vocab:
             logger.warning("--student_build_map_vocab is ignored: the map comes with the loaded weights")
         return
@@ -124,14 +147,28 @@ def set_up_vocab_map(glm: nn.Module, teachers: Sequence[nn.Module], args: Any, t
     tokens = tokenizer.token_strings()
     path = sort_file_path(args)
     order = read_vocab_file(path, tokens)
-    num_protected = len({command.id for command in tokenizer.commands})
     config = glm.config
+    protected = protected_ids(tokenizer, answer_words)
     tensors = build_vocab_map(order, config.vocab_size, config.num_word_rows, unk_id=tokenizer.command_id("unk"),
-                              num_protected=num_protected, table=table, method=args.student_map_vocab_method)
+                              num_protected=len(protected), table=table, method=args.student_map_vocab_method)
+    _check_protected(protected.difference(order[:config.num_word_rows]), tokenizer, tokens, path)
     glm.vocab_map.set(tensors)
     used = tensors["target_pos_to_origin_id"][config.num_word_rows:]
     logger.info("compact vocabulary from %s: %d of %d ids keep a row; %d different substitutes, such as %s", path,
                 config.num_word_rows, config.vocab_size, len(used.unique()), _examples(tensors, tokens, order))
+
+
+def _check_protected(dropped: set[int], tokenizer: Any, tokens: list[str], path: Path) -> None:
+    """ValueError for a sort file that puts commands among the dropped tokens; a warning for answer words."""
+    if not dropped:
+        return
+    names = ", ".join(tokens[token] for token in sorted(dropped)[:5])
+    commands = dropped & {command.id for command in tokenizer.commands}
+    message = f"{path} does not keep {len(dropped)} protected token(s), such as {names}"
+    if commands:
+        raise ValueError(f"{message}: a model without a row for {tokens[min(commands)]} cannot work; make the file by "
+                         "python distill/vocab_sort.py")
+    logger.warning("%s: tasks with these answers are read by substitutes", message)
 
 
 def _examples(tensors: dict[str, torch.Tensor], tokens: list[str], order: list[int], number: int = 20) -> str:

@@ -6,7 +6,7 @@
 import argparse
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -18,26 +18,13 @@ from tqdm import tqdm
 
 from data_utils.corpora import CacheOptions, Documents, load_documents
 from data_utils.flags import add_data_flags
-from data_utils.tokenizers import Tokenizer, tokenizer_from_args
+from data_utils.tokenizers import tokenizer_from_args
 from data_utils.vocab_file import vocab_file_text
-from distill.vocab_init import sort_file_path
+from distill.vocab_init import protected_ids, sort_file_path
 from model.checkpoint.files import atomic_write_text
 from tasks.registry import verbalizer_words
 
 logger = logging.getLogger(__name__)
-
-
-def protected_ids(tokenizer: Tokenizer, words: Iterable[str]) -> set[int]:
-    """Ids that may never be dropped: commands, and answer words (as given and lower-cased) that are one token."""
-    protected = {command.id for command in tokenizer.commands}
-    for word in words:
-        for form in (word, word.lower()):
-            for keep_blank in (False, True):
-                try:
-                    protected.add(tokenizer.word_to_id(form, keep_blank=keep_blank))
-                except ValueError:  # not a single token in this vocabulary, so no verbalizer either
-                    continue
-    return protected
 
 
 def count_tokens(documents: Documents, num_tokens: int) -> dict[int, int]:

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from data_utils.vocab_file import vocab_file_text
+from distill import vocab_sort
 from distill.truncate import copy_front
 from distill.vocab_init import build_vocab_map, nearest_kept, resolve_map_size, set_up_vocab_map, whole_word_table
 from model.vocab_map import VocabMap
+from tests.distill.training.small_runs import losses, pretrain_flags, run, write_world
 from tests.helpers.distributed import run_distributed
 from tests.helpers.shared import require_shared
+from tests.helpers.tiny_distill import TEACHER
 from tests.helpers.tiny_model import tiny_glm
 
 SIMILARITIES = {
@@ -125,13 +128,47 @@ def test_a_map_has_to_come_from_somewhere(tmp_path):
 
 
 def test_the_tool_writes_what_the_run_reads(tmp_path, caplog):
-    from distill.vocab_sort import main
-
     (tmp_path / "vocab.txt").write_text("\n".join(
         ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "yes", "no", "cat", "dog"]) + "\n")
     (tmp_path / "corpus.txt").write_text("cat dog cat\ndog cat bird\n")
-    assert main([f"--train-data={tmp_path / 'corpus.txt'}", f"--tokenizer-model-type={tmp_path / 'vocab.txt'}"]) == 0
+    words = [f"--train-data={tmp_path / 'corpus.txt'}", f"--tokenizer-model-type={tmp_path / 'vocab.txt'}"]
+    assert vocab_sort.main(words) == 0
     rows = [line.split("\t") for line in (tmp_path / "BertWordPieceTokenizer_vocab.txt").read_text().splitlines()]
     counts = {row[2]: int(row[3]) for row in rows[1:]}
     assert (counts["cat"], counts["dog"], counts["[UNK]"]) == (3, 2, 1)
     assert [row[2] for row in rows[-2:]] == ["cat", "dog"], "everything else here is protected"
+
+
+def test_commands_are_never_dropped_and_answer_words_only_with_a_warning(tmp_path, caplog):
+    tokenizer = fake_tokenizer()
+    tokenizer.word_to_id = lambda word, keep_blank=False: {"yes": 58, "no": 59}[word]
+    args = SimpleNamespace(load=None, load_pretrained=None, student_build_map_vocab=True, student_map_vocab_tn=None,
+                           student_map_vocab_method="decoder", map_vocab_file=str(tmp_path / "sorted.txt"))
+    write_sort_file(tmp_path)  # 58 was never seen, 59 seldom
+    set_up_vocab_map(tiny_glm(map_vocab_size=32), [], args, tokenizer, answer_words=("yes", "no"))
+    assert "does not keep 2 protected token(s), such as t58, t59: tasks with these answers" in caplog.text
+    with pytest.raises(ValueError, match="8 rows are fewer than the 9 tokens that must not be dropped"):
+        set_up_vocab_map(tiny_glm(map_vocab_size=8), [], args, tokenizer, answer_words=("yes", "no"))
+    tokens = tokenizer.token_strings()
+    (tmp_path / "sorted.txt").write_text(vocab_file_text(tokens, dict.fromkeys(range(10, 60), 1), {3}))
+    with pytest.raises(ValueError, match="without a row for t0 cannot work; make the file by python distill/vocab_"):
+        set_up_vocab_map(tiny_glm(map_vocab_size=32), [], args, tokenizer)
+
+
+def test_a_first_start_with_load_builds_the_map_and_a_later_one_reads_it(tmp_path, caplog):
+    """The command of a job that is started again and again: --load names a folder that is not there at first."""
+    world = write_world(tmp_path)
+    vocab_sort.main([f"--train-data={world / 'corpus.txt'}", f"--tokenizer-model-type={world / 'vocab.txt'}"])
+    flags = [*TEACHER, "--teacher_max_position_embeddings=64", "--student_model=logitsdistil",
+             "--make-vocab-size-divisible-by=16", "--map_vocab_size=0.5", "--unmap_vocab_output",
+             "--distill_logit_mask_map", "--student_build_map_vocab", "--student_map_vocab_tn=0"]
+
+    def words(load, iterations):
+        return [*pretrain_flags(world, **{"train-iters": iterations, "save": tmp_path / "runs", "experiment-name": "x",
+                                          "load": load}), *flags]
+
+    assert run("pretrain", words(tmp_path / "not-yet", 2)) == 0
+    (first,) = (tmp_path / "runs").iterdir()
+    assert run("pretrain", words(first, 4)) == 0
+    assert "--student_build_map_vocab is ignored: the map comes with the loaded weights" in caplog.text
+    assert len(losses(tmp_path)) == 4

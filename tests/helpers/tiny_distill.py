@@ -18,12 +18,14 @@ from distill.teachers import build_teachers, disabled_teachers, teacher_specs
 from distill.training.build import backbone, output_shape, prompt_sizes, stage_of, with_head
 from distill.training.forward_step import StepContext, StepOutput, forward_step
 from distill.training.run_state import RunState
+from distill.truncate import backbone as inner_glm
 from model.config import ModelConfig
 from model.parallel.groups import use_parallel_state
 from model.parallel.sharding import mark_replicated_parameters
 from tasks.registry import get_task
 from tests.golden.replay import whole_gradient
 from tests.helpers.tiny_model import tiny_lm_batch
+from tests.model.test_compressed import example_map
 
 SIZES = ("--block-lm", "--num-layers=2", "--hidden-size=16", "--num-attention-heads=4", "--max-position-embeddings=32",
          "--attention-dropout=0", "--hidden-dropout=0")
@@ -46,13 +48,16 @@ def tiny_context(*flags: str, run: RunState | None = None, dtype: torch.dtype = 
     """Student (or plain model) and teachers from flags, with weights large enough for losses to differ."""
     args, run = tiny_args(*flags), run or RunState(seed=1)
     task = get_task(args.task, args) if args.task else None
-    config = ModelConfig.from_args(args, checkpoint_activations=checkpoint_activations, **prompt_sizes(args))
+    rows = int(args.map_vocab_size)
+    config = ModelConfig.from_args(args, checkpoint_activations=checkpoint_activations, map_vocab_size=rows,
+                                   unmap_vocab_output=bool(rows) and args.unmap_vocab_output, **prompt_sizes(args))
     torch.manual_seed(seed)
     glm, specs = backbone(config, task), teacher_specs(args)
     parallel = teacher_parallel(args)
     with use_parallel_state(parallel.state if parallel else None):
         teachers = build_teachers(specs, config, load_weights=lambda model, path: None,
                                   build_model=lambda sizes: with_head(backbone(sizes, task), sizes, args, task),
+                                  map_rows=int,
                                   place=lambda teacher, spec: enlarged(teacher).to(dtype))
     student = build_student(glm, args, teachers=specs, run=run) if args.student_model else None
     combiner = attach_combiner(student, args, output_shape(task, args)) if student is not None else None
@@ -60,6 +65,9 @@ def tiny_context(*flags: str, run: RunState | None = None, dtype: torch.dtype = 
         attach_live_teachers(student, teachers, args)
     model = enlarged(with_head(student if student is not None else glm, config, args, task)).to(dtype)
     mark_replicated_parameters(model)
+    for each in (model, *teachers):
+        if vocab_map := getattr(inner_glm(each), "vocab_map", None):
+            vocab_map.set(example_map(args.vocab_size, vocab_map.num_rows))
     return StepContext(model.train(), args, run, student=student, teachers=teachers, combiner=combiner,
                        teacher_parallel=parallel,
                        disabled=disabled_teachers(args, len(specs)) if specs else (),
