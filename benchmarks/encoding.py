@@ -2,7 +2,7 @@
 
 Prints examples a second for made-up files of ReCoRD's shape (passages of about 200 words, 12 entities, one query each):
 reading the file, encoding in one process (first pass, and again with the texts remembered), and in worker processes.
-``--examples 100730`` is the size of ReCoRD's training file.
+``--examples 100730 --encode 4000`` reads a file of the size of ReCoRD's training file and encodes its beginning.
 """
 
 from __future__ import annotations
@@ -56,11 +56,17 @@ def seconds(work: Iterable[object]) -> float:
     return time.perf_counter() - start
 
 
+def peak_memory() -> float:
+    """The most memory that this process has had, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--tokenizer-type", default="BertWordPieceTokenizer")
     parser.add_argument("--tokenizer-model-type", required=True)
     parser.add_argument("--examples", type=int, default=2000)
+    parser.add_argument("--encode", type=int, default=None, help="how many of them to encode (default: all)")
     parser.add_argument("--seq-length", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=2)
@@ -74,9 +80,13 @@ def main() -> None:
         write_file(path, args.examples)
         start = time.perf_counter()
         examples = read_split(spec, path, split, training_form=True)
-        elapsed = time.perf_counter() - start
+        elapsed, size = time.perf_counter() - start, path.stat().st_size / 1e6
+    print(f"reading: {len(examples) / elapsed:,.0f} examples/s ({len(examples)} examples, {size:,.0f} MB)")
+    print(f"largest memory of this process so far: {peak_memory():,.0f} MiB")
+
+    examples = examples[:args.encode]
     rows = sum(example.num_choices for example in examples)
-    print(f"reading: {len(examples) / elapsed:,.0f} examples/s ({len(examples)} examples, {rows} rows)")
+    print(f"encoding {len(examples)} examples, {rows} rows")
 
     encoded = EncodedExamples(examples, TaskEncoder(spec, options, tokenizer))
     for name in ("encoding, first pass", "encoding, texts remembered"):
@@ -85,10 +95,10 @@ def main() -> None:
     data.MIN_EXAMPLES_FOR_WORKERS = 0
     for workers in sorted({0, args.workers}):
         fresh = EncodedExamples(examples, TaskEncoder(spec, options, tokenizer))
-        loader = TrainLoader(fresh, batch_size=args.batch_size, seed=1, num_workers=workers)
+        loader = TrainLoader(fresh, collate=fresh.collator(), batch_size=args.batch_size, seed=1, num_workers=workers)
         elapsed = seconds(loader.epoch(0))
         print(f"batches of {args.batch_size}, {workers} worker processes: {len(fresh) / elapsed:,.0f} examples/s")
-    print(f"largest memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
+    print(f"largest memory of this process: {peak_memory():,.0f} MiB")
 
 
 if __name__ == "__main__":

@@ -136,6 +136,18 @@ class GLMModel(nn.Module):
             return ids
         return self.vocab_map.rows_of(ids)
 
+    def ids_of_columns(self, columns: torch.Tensor) -> torch.Tensor:
+        """Columns of the logits -> the token ids that are predicted there: predictions pass through this.
+
+        A compact vocabulary predicts kept tokens alone: mapped back, a substitute has the same logit as the tokens that
+        it stands for, and the best column is only the first of these.
+        """
+        if self.vocab_map is None:
+            return columns
+        if self.config.unmap_vocab_output:
+            return self.vocab_map.ids_of_rows()[columns]
+        return self.vocab_map.substituted(columns)
+
     def freeze_transformer(self, tune_prefix_layers: int | None = None) -> None:
         """Train nothing but a continuous prompt and the first ``tune_prefix_layers`` layers, where there are such."""
         self.requires_grad_(False)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.distill.training.small_runs import finetune_flags, pretrain_flags, run, write_world
+from tests.distill.training.small_runs import finetune_flags, model_flags, pretrain_flags, run, write_world
+from tests.helpers.tiny_bert import write_bert
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "troubleshooting.md"
 TINYBERT = ("--student_model=tinybert", "--teacher_num_layers=3", "--teacher_hidden_size=48",
@@ -38,6 +39,16 @@ class Place(NamedTuple):
 
     def finetune(self, *words: str, **changes: Any) -> Case:
         return Case("finetune", [*finetune_flags(self.world, **changes), *words])
+
+    def language_model(self, *words: str, **changes: Any) -> Case:
+        """Perplexity of the corpus."""
+        values = {"task": "language_model", "valid-data": self.world / "corpus.txt", **changes}
+        return Case("finetune", ["--finetune", *model_flags(self.world, **values), *words])
+
+    def bert(self, folder: Path | str, **changes: Any) -> Case:
+        words = [word for word in finetune_flags(self.world, **{"tokenizer-model-type": folder, **changes})
+                 if word != "--cloze-eval"]
+        return Case("finetune", [*words, "--pretrained-bert"])
 
     def corpus(self, content: bytes, name: str = "corpus.txt") -> Case:
         (self.folder / name).write_bytes(content)
@@ -117,6 +128,19 @@ def stage_three(place: Place) -> Case:
     return place.deepspeed('{"zero_optimization": {"stage": 3}}')
 
 
+def one_word(place: Place) -> Case:
+    (place.folder / "passages.txt").write_text("two words\nword\n")
+    return place.language_model(task="lambda", **{"valid-data": place.folder / "passages.txt"})
+
+
+def two_berts(place: Place) -> Case:
+    words = (place.world / "vocab.txt").read_text().splitlines()
+    write_bert(place.folder / "small", words)
+    write_bert(place.folder / "large", words, hidden_size=32)
+    shutil.copyfile(place.folder / "large" / "config.json", place.folder / "small" / "config.json")
+    return place.bert(place.folder / "small")
+
+
 MICRO = '"train_micro_batch_size_per_gpu": 8'
 #: The beginning of a row's message -> how to get it.
 CASES: dict[str, Callable[[Place], Case]] = {
@@ -149,6 +173,15 @@ CASES: dict[str, Callable[[Place], Case]] = {
     "… (split": lambda p: p.task(lambda data: (data / "val.jsonl").unlink()),
     "…, line 2": lambda p: p.task(edit_line("train.jsonl", 2, '{"premise": ')),
     "…, line 3": lambda p: p.task(edit_line("train.jsonl", 3, "")),
+    "--task=…: sequence": lambda p: p.finetune(task="cnn_dm_original"),
+    "--task=… scores": lambda p: p.language_model(**{"valid-data": ""}),
+    "--valid-data=…: no": lambda p: p.language_model(**{"valid-data": p.folder / "nothing.txt"}),
+    "…, line 2: … is one": one_word,
+    "--overlapping-eval": lambda p: p.language_model("--overlapping-eval=63"),
+    "… belongs to tasks": lambda p: p.language_model("--cloze-eval"),
+    "… does not go with": lambda p: p.finetune("--pretrained-bert"),
+    "no BERT": lambda p: p.bert("bert-base-cased"),
+    "the weights in": two_berts,
     "--train-split": lambda p: p.task(without_labels, "--train-split=unlabeled"),
     "… exists": earlier_results,
     "--deepspeed_config=… does not": lambda p: p.pretrain("--deepspeed", "--deepspeed_config=nothing.json"),

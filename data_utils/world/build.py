@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import shutil
 import tempfile
 from collections import Counter
@@ -14,16 +15,17 @@ from pathlib import Path
 
 from data_utils.tokenizers import Tokenizer, make_tokenizer
 from data_utils.vocab_file import vocab_file_text
+from data_utils.world.diagnostics import make_diagnostics
 from data_utils.world.facts import World, make_world
-from data_utils.world.more_tasks import make_senses, sense_documents, task_folders
+from data_utils.world.more_tasks import MENTIONS_OF_CONTEXTS, make_senses, sense_documents, task_folders
 from data_utils.world.tasks import LABELS, make_task
-from data_utils.world.text import make_documents
+from data_utils.world.text import NUM_MENTIONS, make_documents
 from data_utils.world.vocabulary import VERBALIZERS, gpt2_vocabulary, wordpiece_vocabulary
 
 logger = logging.getLogger(__name__)
 
 #: Raise it whenever the same seed gives other files.
-WORLD_VERSION = 2
+WORLD_VERSION = 3
 STAMP_FILE = "world.json"
 VALID_MENTIONS = 2
 
@@ -70,19 +72,28 @@ def _read_stamp(out: Path) -> dict | None:
 
 
 def _write_files(out: Path, world: World, seed: int) -> None:
-    train = make_documents(world, seed)
+    train = _documents(world, seed, "train", NUM_MENTIONS, MENTIONS_OF_CONTEXTS)
     _write_lines(out / "text/train.jsonl", ({"text": text} for text in train))
-    valid = make_documents(world, seed, mentions=VALID_MENTIONS, part="valid")
+    valid = _documents(world, seed, "valid", VALID_MENTIONS, VALID_MENTIONS)
     _write_lines(out / "text/valid.jsonl", ({"text": text} for text in valid))
-    _write_lines(out / "text/senses.jsonl", ({"text": text} for text in sense_documents(seed)))
     _write_lines(out / "facts.jsonl", world.records())
     _write_lines(out / "senses.jsonl", map(asdict, make_senses()))
     for task in LABELS:
         for part, examples in make_task(world, task, seed).items():
             for folder, records in task_folders(task, examples):
                 _write_lines(out / f"tasks/{folder}/{part}.jsonl", records)
+    for task, examples in make_diagnostics(world, seed).items():
+        _write_lines(out / f"tasks/{task}/{task}.jsonl", examples)
     _write_vocabularies(out, train)
     _write_text(out / "README.md", _readme(seed))
+
+
+def _documents(world: World, seed: int, part: str, mentions: int, mentions_of_contexts: int) -> list[str]:
+    """The text of one part: what the world is like and how its ambiguous words are used, shuffled."""
+    documents = make_documents(world, seed, mentions=mentions, part=part)
+    documents += sense_documents(seed, mentions=mentions_of_contexts, part=part)
+    random.Random(f"documents-{part}-{seed}").shuffle(documents)
+    return documents
 
 
 def _write_vocabularies(out: Path, documents: list[str]) -> None:
@@ -127,12 +138,12 @@ Made by `python -m data_utils.world`; the same seed gives the same bytes. Nothin
 
 | file | what |
 | --- | --- |
-| `text/train.jsonl`, `text/valid.jsonl` | one document a line, `{{"text": ...}}`; both tell the whole world |
-| `text/senses.jsonl` | the same for the ambiguous words of WiC; to be read together with `text/train.jsonl` |
+| `text/train.jsonl`, `text/valid.jsonl` | one document a line, `{{"text": ...}}`; both tell all facts and senses |
 | `vocab.txt` | BERT WordPiece vocabulary; every word of the world is one token (`--tokenizer-model-type`) |
 | `gpt2/vocab.json`, `gpt2/merges.txt` | the same for GPT2BPETokenizer (`--tokenizer-model-type` takes the folder) |
 | `BertWordPieceTokenizer_vocab.txt`, `GPT2BPETokenizer_gpt2.txt` | token frequencies, for the compact vocabulary |
 | `tasks/<Task>/<part>.jsonl` | COPA, CB, RTE, BoolQ, ReCoRD, WiC, WSC, MultiRC in SuperGLUE's fields; `WSC-negative` |
+| `tasks/AX-b/AX-b.jsonl`, `tasks/AX-g/AX-g.jsonl` | diagnostic sets for a model of RTE, about held-out facts |
 | `facts.jsonl` | every fact, causal chain and attitude verb with its split |
 | `senses.jsonl` | the senses of the ambiguous words, with their contexts and split |
 

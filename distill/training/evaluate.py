@@ -129,8 +129,8 @@ def _predicted(session: Session, spec: TaskSpec, batch: Batch) -> torch.Tensor:
     if context.stage == "lm":
         best = vocab_parallel_argmax(run_model(context, context.model, batch)[0])
         backbone = backbone_of(context.model)
-        target = batch["labels"] if backbone is None else backbone.map_input_to_ids(batch["labels"])
-        return predict_spans(best, target, batch["loss_mask"])
+        ids = best if backbone is None else backbone.ids_of_columns(best)
+        return predict_spans(ids, batch["labels"], batch["loss_mask"])
     # Pieces of answers are scored one by one: a part of the batch may hold a part of an answer.
     rows = {name: tensor for name, tensor in batch.items() if name != "segment_id"}
     scores = score_batch(lambda part: run_model(context, context.model, part)[0], rows, spec)

@@ -56,10 +56,11 @@ def _batch_scores(session: Session, batch: Batch) -> list[PassageScore]:
     logits, _ = model(batch["tokens"], batch["position_ids"], batch["attention_mask"],
                       output_positions=is_scored)  # [m, v/p]
     backbone = backbone_of(model)
-    labels = batch["labels"][is_scored]
-    labels = labels if backbone is None else backbone.map_input_to_ids(labels)
-    losses = vocab_parallel_cross_entropy(logits, labels).double()
-    is_right = vocab_parallel_argmax(logits) == labels
+    labels, best = batch["labels"][is_scored], vocab_parallel_argmax(logits)
+    columns, ids = (labels, best) if backbone is None else (backbone.map_input_to_ids(labels),
+                                                            backbone.ids_of_columns(best))
+    losses = vocab_parallel_cross_entropy(logits, columns).double()
+    is_right = ids == labels
     counts = is_scored.sum(dim=-1).tolist()
     return [PassageScore(float(own.sum()), len(own), bool(right.all()))
             for own, right in zip(losses.split(counts), is_right.split(counts))]

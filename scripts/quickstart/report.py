@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,10 +15,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from scripts.quickstart.plan import ALONE, DISTILLED, MODELS, SCRATCH, TEACHER, Step, step_folder  # noqa: E402
 from scripts.quickstart.runner import DONE_FILE, read_records  # noqa: E402
+from scripts.quickstart.steps import Source, Step, step_folder  # noqa: E402
 
-COLOURS = {TEACHER: "tab:gray", ALONE: "tab:blue", DISTILLED: "tab:orange", SCRATCH: "tab:green"}
+COLOURS = ("tab:gray", "tab:blue", "tab:orange", "tab:green")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Row:
     """One model: a number for each seed (the teacher has one).
 
     Attributes:
-        losses: validation loss after pretraining, empty without pretraining.
+        losses: validation loss after pretraining (of the evaluation step, if there is one); empty without pretraining.
         accuracies: share of right answers to the held-out questions, per cent.
         seconds: of all its steps together, a seed.
     """
@@ -40,19 +40,67 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """The numbers of a run. ``gain`` is distilled minus alone, in points, a seed."""
+    """The numbers of a run. ``gain`` and ``loss_change`` are treated minus baseline, in points and nats, a seed."""
 
     rows: list[Row]
     gain: list[float]
+    loss_change: list[float]
     num_questions: int
 
+    def row(self, model: str) -> Row:
+        """The row of a model."""
+        return next(row for row in self.rows if row.model == model)
 
-def make_report(run: Path, plan: Sequence[Step]) -> Report:
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run and how its table reads.
+
+    Attributes:
+        steps: each after those it needs.
+        models: the rows of the table.
+        baseline, treated: the models whose difference is reported.
+        sentences: the lines below the table.
+    """
+
+    steps: Sequence[Step]
+    models: Sequence[str]
+    baseline: str
+    treated: str
+    source: Source
+    sentences: Callable[[Experiment, Report], list[str]]
+
+
+def make_report(run: Path, experiment: Experiment) -> Report:
     """The numbers of a run whose steps are all done."""
-    rows = [_row(run, [step for step in plan if step.model == model], model) for model in MODELS]
-    by_model = {row.model: row for row in rows}
-    pairs = zip(by_model[DISTILLED].accuracies, by_model[ALONE].accuracies, strict=True)
-    return Report(rows, [distilled - alone for distilled, alone in pairs], _num_questions(run))
+    rows = {model: _row(run, [step for step in experiment.steps if step.model == model], model)
+            for model in experiment.models}
+    treated, baseline = rows[experiment.treated], rows[experiment.baseline]
+    return Report(list(rows.values()), _differences(treated.accuracies, baseline.accuracies),
+                  _differences(treated.losses, baseline.losses), experiment.source.num_questions())
+
+
+def _differences(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [one - other for one, other in zip(ours, theirs, strict=True)]
+
+
+def summary(experiment: Experiment, report: Report) -> list[str]:
+    """The sentences below the table."""
+    return experiment.sentences(experiment, report)
+
+
+def questions_said(experiment: Experiment, report: Report) -> str:
+    """How many questions were asked, and how far chance goes."""
+    error = math.sqrt(0.25 / report.num_questions) * 100
+    about = " about causes that no labelled question names" if experiment.source.world else ""
+    return (f"{report.num_questions:,} held-out questions{about}; chance is 50 % (standard error of one accuracy: at "
+            f"most {error:.1f} points).")
+
+
+def num_seeds_said(report: Report) -> str:
+    """What the numbers are taken over, in brackets."""
+    seeds = len(report.gain)
+    return f" ({seeds} seeds, mean ± standard deviation)" if seeds > 1 else " (one seed; try --seeds 3)"
 
 
 def _row(run: Path, steps: list[Step], model: str) -> Row:
@@ -62,7 +110,8 @@ def _row(run: Path, steps: list[Step], model: str) -> Row:
         of_seed = [step for step in steps if step.seed == seed]
         records = {step.name: read_records(step_folder(run, step.name) / "records") for step in of_seed}
         parameters = next(r["parameters"] for found in records.values() for r in found if r["kind"] == "start")
-        losses += [_last(records[s.name], "validation")["loss"] for s in of_seed if s.stage == "pretraining"]
+        read = [step for step in of_seed if step.stage in ("pretraining", "evaluation")]
+        losses += [_last(records[step.name], "validation")["loss"] for step in read[-1:]]
         tuned = [step for step in of_seed if step.stage == "fine-tuning"]
         accuracies.append(_last(records[tuned[-1].name], "metrics")["accuracy"])
         seconds.append(sum(_seconds(run, step) for step in of_seed))
@@ -76,17 +125,11 @@ def _last(records: list[dict], kind: str) -> dict:
 def _seconds(run: Path, step: Step) -> float:
     return json.loads((step_folder(run, step.name) / DONE_FILE).read_text())["seconds"]
 
-
-def _num_questions(run: Path) -> int:
-    folder = run / "world/tasks/COPA"
-    return sum(len((folder / f"{part}.jsonl").read_text().splitlines()) for part in ("val", "test"))
-
-
-def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """``mean`` or, for several seeds, ``mean ± standard deviation``; a dash for nothing."""
+def mean_and_spread(values: Sequence[float], digits: int, *, sign: bool = False) -> str:
+    """``mean`` or, for several seeds, ``mean ± standard deviation``; a dash for nothing. ``sign``: also a plus."""
     if not values:
         return "–"
-    mean = f"{statistics.fmean(values):.{digits}f}"
+    mean = f"{statistics.fmean(values):{'+' if sign else ''}.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
@@ -104,24 +147,6 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def summary(report: Report) -> list[str]:
-    """The sentences below the table."""
-    seeds = len(report.gain)
-    error = math.sqrt(0.25 / report.num_questions) * 100
-    lines = [
-        f"{report.num_questions:,} held-out questions about causes that no labelled question names; chance is 50 % "
-        f"(standard error of one accuracy: at most {error:.1f} points).",
-        f"Distillation gained {mean_and_spread(report.gain, 1)} points over the student alone"
-        + (f" ({seeds} seeds, mean ± standard deviation)." if seeds > 1 else " (one seed; try --seeds 3)."),
-    ]
-    losses = {row.model: row.losses for row in report.rows}
-    gaps = [alone - distilled for alone, distilled in zip(losses[ALONE], losses[DISTILLED], strict=True)]
-    lines.append(
-        f"Its validation loss after the same number of steps on the same text is {mean_and_spread(gaps, 3)} lower."
-    )
-    return lines
-
-
 def rich_table(report: Report) -> Table:
     """The table for the terminal."""
     table = Table()
@@ -132,21 +157,21 @@ def rich_table(report: Report) -> Table:
     return table
 
 
-def write_report(run: Path, plan: Sequence[Step], report: Report) -> None:
+def write_report(run: Path, experiment: Experiment, report: Report) -> None:
     """Write table.md, table.json and curves.png into the run's folder."""
     lines = ["| " + " | ".join(HEADERS) + " |", "| --- " + "| ---: " * (len(HEADERS) - 1) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in report.rows]
-    (run / "table.md").write_text("\n".join([*lines, "", *summary(report), ""]), encoding="utf-8")
+    (run / "table.md").write_text("\n".join([*lines, "", *summary(experiment, report), ""]), encoding="utf-8")
     (run / "table.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    draw_curves(run, plan)
+    draw_curves(run, experiment)
 
 
-def draw_curves(run: Path, plan: Sequence[Step]) -> None:
+def draw_curves(run: Path, experiment: Experiment) -> None:
     """Left: validation loss of pretraining. Right: loss of fine-tuning, each curve divided by its first value."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     named: set[tuple[str, str]] = set()
-    for step in plan:
-        if step.training is None:
+    for step in experiment.steps:
+        if step.stage not in ("pretraining", "fine-tuning"):
             continue
         records = read_records(step_folder(run, step.name) / "records")
         axis = left if step.stage == "pretraining" else right
@@ -163,7 +188,7 @@ def draw_curves(run: Path, plan: Sequence[Step]) -> None:
             [x for x, _ in points],
             [y / scale for _, y in points],
             style,
-            color=COLOURS[step.model],
+            color=COLOURS[experiment.models.index(step.model)],
             label=label,
             alpha=0.85,
         )

@@ -20,7 +20,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from scripts.quickstart.plan import WORLD, Step, command_of, fingerprint, step_folder
+from scripts.quickstart.steps import Step, command_of, fingerprint, step_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE_FILE, LOG_FILE, LOCK_FILE = "done.json", "log.txt", ".lock"
@@ -127,7 +127,8 @@ class Runner:
         folder.mkdir(parents=True)
         if step.training is not None:
             (folder / "deepspeed.json").write_text(json.dumps(step.training.deepspeed_file(), indent=2) + "\n")
-        checkpoints = {name: checkpoint_of(self.run, name) for name in step.needs if name != WORLD}
+        trained = {other.name for other in self.plan if other.stage}
+        checkpoints = {name: checkpoint_of(self.run, name) for name in step.needs if name in trained}
         words = self._command(step, command_of(step, checkpoints))
         (folder / "command.txt").write_text(" ".join(words) + "\n")
         number = f"{self.plan.index(step) + 1:2d}/{len(self.plan)}"
@@ -258,11 +259,12 @@ def tail(log: Path, count: int = TAIL_LINES) -> str:
 
 
 def _result(folder: Path) -> str:
-    """What a finished step has to say: its last validation loss or its accuracy."""
+    """What a finished step has to say: its last validation loss or its scores."""
     records = read_records(folder / "records")
     for record in reversed(records):
         if record["kind"] == "validation":
             return f", validation loss {record['loss']:.3f}"
         if record["kind"] == "metrics":
-            return f", held-out accuracy {record['accuracy']:.1f} %"
+            scores = {name: value for name, value in record.items() if name not in ("kind", "iteration", "epoch")}
+            return f", held-out {', '.join(f'{name} {value:.1f}' for name, value in scores.items())}"
     return ""

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from distill.arguments import FINETUNE, PRETRAIN, parse_args
 from scripts.quickstart import __main__ as entry
-from scripts.quickstart.plan import ALONE, DISTILLED, MODELS, SCRATCH, TEACHER, Recipe, Step, command_of, make_plan
-from scripts.quickstart.report import make_report, mean_and_spread, summary, write_report
+from scripts.quickstart.plan import ALONE, MODELS, SCRATCH, quickstart
+from scripts.quickstart.report import Experiment, make_report, mean_and_spread, summary, write_report
 from scripts.quickstart.runner import (
     Runner,
     StepFailed,
@@ -23,8 +23,12 @@ from scripts.quickstart.runner import (
     child_environment,
     launch_command,
     read_records,
-    step_folder,
 )
+from scripts.quickstart.steps import DISTILLED, TEACHER, Recipe, Source, Step, command_of, step_folder
+
+
+def experiment(run: Path, seeds: int) -> Experiment:
+    return quickstart(run, Recipe(), Source.generated(run / "world"), seeds)
 
 
 def step(name: str, *, needs: tuple[str, ...] = (), words: tuple[str, ...] = ()) -> Step:
@@ -46,7 +50,7 @@ def runner(run: Path, plan: list[Step], code: dict[str, str], jobs: int = 2) -> 
 
 
 def test_every_step_comes_after_what_it_needs(tmp_path: Path) -> None:
-    plan = make_plan(tmp_path, Recipe(), seeds=3)
+    plan = experiment(tmp_path, 3).steps
     assert len(plan) == 3 + 3 * 6 and len({s.name for s in plan}) == len(plan)
     for i, one in enumerate(plan):
         assert set(one.needs) <= {s.name for s in plan[:i]}
@@ -56,7 +60,7 @@ def test_every_step_comes_after_what_it_needs(tmp_path: Path) -> None:
 
 def test_the_real_parsers_take_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for one in make_plan(tmp_path, Recipe(), seeds=1):
+    for one in experiment(tmp_path, 1).steps:
         if one.training is None:
             continue
         folder = step_folder(tmp_path, one.name)
@@ -71,7 +75,7 @@ def test_the_real_parsers_take_every_command(tmp_path: Path, monkeypatch: pytest
 
 
 def test_both_students_are_pretrained_equally(tmp_path: Path) -> None:
-    plan = {one.name: one for one in make_plan(tmp_path, Recipe(), seeds=1)}
+    plan = {one.name: one for one in experiment(tmp_path, 1).steps}
     alone, distilled = plan["alone-pretrain-1"], plan["distilled-pretrain-1"]
     assert alone.training == distilled.training
 
@@ -168,7 +172,7 @@ def test_commands_get_the_checkpoint_of_the_step_they_need(tmp_path: Path) -> No
 
 def test_training_steps_start_under_the_launcher_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    plan = make_plan(tmp_path, Recipe(), seeds=1)
+    plan = experiment(tmp_path, 1).steps
     words = launch_command(plan[1], ["distill/pretrain.py", "--x"])
     assert (
         Path(words[1]).name == "deepspeed"
@@ -185,15 +189,15 @@ def test_training_steps_start_under_the_launcher_on_the_cpu(tmp_path: Path, monk
 
 
 @pytest.fixture
-def finished(tmp_path: Path) -> tuple[Path, list[Step]]:
+def finished(tmp_path: Path) -> tuple[Path, Experiment]:
     """A run of two seeds whose records were made up."""
-    plan = make_plan(tmp_path, Recipe(), seeds=2)
+    whole = experiment(tmp_path, 2)
     accuracy = {TEACHER: 90.0, ALONE: 60.0, DISTILLED: 75.0, SCRATCH: 50.0}
     for part in ("val", "test"):
         path = tmp_path / f"world/tasks/COPA/{part}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}\n" * 300)
-    for one in plan:
+    for one in whole.steps:
         folder = step_folder(tmp_path, one.name)
         (folder / "records").mkdir(parents=True)
         (folder / "done.json").write_text(json.dumps({"fingerprint": "", "seconds": 10.0}))
@@ -207,20 +211,20 @@ def finished(tmp_path: Path) -> tuple[Path, list[Step]]:
             records.append({"kind": "metrics", "iteration": 2, "epoch": -1, "accuracy": accuracy[one.model] + extra})
         text = "".join(json.dumps(record) + "\n" for record in records) + '{"kind": "tr'
         (folder / "records/metrics.jsonl").write_text(text)
-    return tmp_path, plan
+    return tmp_path, whole
 
 
-def test_report_table_and_curves(finished: tuple[Path, list[Step]]) -> None:
-    run, plan = finished
+def test_report_table_and_curves(finished: tuple[Path, Experiment]) -> None:
+    run, whole = finished
     assert len(read_records(step_folder(run, "teacher-pretrain") / "records")) == 4
-    report = make_report(run, plan)
+    report = make_report(run, whole)
     rows = {row.model: row for row in report.rows}
     assert rows[TEACHER].accuracies == [90.0] and rows[TEACHER].parameters == 900
     assert rows[DISTILLED].accuracies == [75.0, 79.0] and rows[DISTILLED].losses == [1.0, 1.0]
     assert rows[DISTILLED].seconds == [30.0, 30.0] and rows[SCRATCH].losses == []
     assert report.gain == [15.0, 15.0] and report.num_questions == 600
-    assert any("15.0 ± 0.0 points" in line for line in summary(report))
-    write_report(run, plan, report)
+    assert any("15.0 ± 0.0 points" in line for line in summary(whole, report))
+    write_report(run, whole, report)
     table = (run / "table.md").read_text()
     assert "| student distilled | 100 | 1.000 ± 0.000 | 77.0 ± 2.8 | 30 ± 0 |" in table
     assert json.loads((run / "table.json").read_text())["gain"] == [15.0, 15.0]

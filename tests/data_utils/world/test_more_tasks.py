@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_utils.tokenizers import make_tokenizer
+from data_utils.world.diagnostics import MEN, WOMEN
 from data_utils.world.more_tasks import MENTIONS_OF_CONTEXTS, make_senses
 from data_utils.world.tasks import LABELS, question_key
 from tasks.data import make_split, read_split
@@ -56,7 +57,7 @@ def test_wic_labels_and_offsets(world: Path) -> None:
 
 
 def test_senses_are_told(world: Path) -> None:
-    text = " ".join(line["text"] for line in read_lines(world / "text/senses.jsonl"))
+    text = " ".join(line["text"] for line in read_lines(world / "text/train.jsonl"))
     for sense in make_senses():
         for context in sense.contexts:
             pattern = re.escape(context).replace(re.escape("{p}"), r"[A-Z][a-z]+")
@@ -126,6 +127,26 @@ def test_multirc_numbers_are_unique(world: Path) -> None:
         assert all(len(found) == len(set(found)) for found in numbers)
 
 
+def test_diagnostic_sets(world: Path, table: Facts) -> None:
+    asked = {(line["premise"], line["hypothesis"]) for part in PARTS
+             for line in read_lines(world / f"tasks/RTE/{part}.jsonl")}
+    broad, gender = (read_lines(world / f"tasks/{name}/{name}.jsonl") for name in ("AX-b", "AX-g"))
+    pairs = [(line["sentence1"], line["sentence2"]) for line in broad]
+    assert len(set(pairs)) == len(pairs) and not set(pairs) & asked
+    heldout = {name for (name, _), fact in table.items() if fact["split"] == "heldout"}
+    people = "|".join((*WOMEN, *MEN))
+    for first, second in zip(gender[::2], gender[1::2]):
+        assert first["pair_id"] == second["pair_id"] and first["label"] == second["label"]
+        texts = [re.sub(rf"\b({people})\b", "X", f"{line['premise']} / {line['hypothesis']}")
+                 for line in (first, second)]
+        assert texts[0] == texts[1] and any(re.search(rf"\b{name}\b", texts[0]) for name in heldout)
+    for name, lines in (("ax-b", broad), ("ax-g", gender)):
+        assert Counter(line["label"] for line in lines) == {"entailment": 100, "not_entailment": 100}
+        spec = get_task(name, TaskOptions(cloze_eval=True))
+        path = world / f"tasks/{spec.files.file_name('dev').removesuffix('.jsonl')}/{spec.files.file_name('dev')}"
+        assert len(read_split(spec, path, make_split("dev"), training_form=False)) == 200
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_parts_share_no_question_and_labels_are_balanced(world: Path, folder: str) -> None:
     found = list(questions(world, folder))
@@ -138,7 +159,7 @@ def test_parts_share_no_question_and_labels_are_balanced(world: Path, folder: st
 
 
 def test_every_word_is_one_token(world: Path) -> None:
-    texts = [line["text"] for line in read_lines(world / "text/senses.jsonl")]
+    texts = [line["text"] for line in read_lines(world / "text/train.jsonl")]
     for folder in ("WiC", "WSC", "MultiRC"):
         texts += [str(example) for _, example in questions(world, folder)]
     words = {word for text in texts for word in re.findall(r"\b[A-Za-z]+\b", text)} - {

@@ -82,8 +82,7 @@ def trains(*flags: str) -> None:
 
 
 @pytest.mark.parametrize(("method", "combiner"), [
-    (method, combiner) for method in sorted(METHODS) for combiner in COMBINERS
-    if combiner != "mixmt" or method in ("kd", "minilmv2", "pkd", "tinybert")])
+    (method, combiner) for method in sorted(METHODS) for combiner in COMBINERS])
 def test_unequal_widths(method: str, combiner: str) -> None:
     flags = flags_for(method, combiner, "24:24:32")
     if message := expected_error(method, combiner):
