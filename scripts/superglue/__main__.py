@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         console.print(f"[red]{escape(str(error))}[/red]", soft_wrap=True)
         return 1
-    console.print(f"\n{escape(text[:text.index(COMMANDS)])}report.md is in {run}", soft_wrap=True)
+    console.print(f"\n{escape(text.partition(COMMANDS)[0])}\nreport.md is in {run}", soft_wrap=True)
     return 0
 
 

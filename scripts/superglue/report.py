@@ -63,13 +63,15 @@ class Row:
 
 def report_parts(run: Path, recipe: Recipe, files: Files, steps: Sequence[Step], absent: Sequence[str],
                  base: Path) -> list[str]:
-    """Warning, settings, table, the tasks that are ``absent``, and the commands (paths as seen from the folder
-    ``base``) of a run whose steps are all done."""
-    paths = {} if files.is_world else {"DATA": files.tasks, "VOCABULARY": files.vocabulary, **{
-        f"TEXT_{letter}": path for letter, path in zip(string.ascii_uppercase, files.text)}}
+    """Warning, settings and table of a run whose steps are all done, the tasks that are ``absent``, and for real files
+    the commands (paths as seen from the folder ``base``; all have theirs in ``steps/*/command.txt``)."""
     missing = [f"Not run, for want of files: {', '.join(absent)}.\n"] if absent else []
-    return [f"{WARNING}\n", f"{settings(run, recipe, steps)}\n", table(make_rows(run, steps)), *missing,
-            f"{COMMANDS}\n", commands(steps, {"RUN": run, **paths}, base)]
+    parts = [f"{WARNING}\n", f"{settings(run, recipe, steps)}\n", table(make_rows(run, steps)), *missing]
+    if files.is_world:
+        return parts
+    paths = {"RUN": run, "DATA": files.tasks, "VOCABULARY": files.vocabulary, **{
+        f"TEXT_{letter}": path for letter, path in zip(string.ascii_uppercase, files.text)}}
+    return [*parts, f"{COMMANDS}\n", commands(steps, paths, base)]
 
 
 def make_rows(run: Path, steps: Sequence[Step]) -> list[Row]:
@@ -130,9 +132,10 @@ def settings(run: Path, recipe: Recipe, steps: Sequence[Step]) -> str:
         start = next(record for record in records if record["kind"] == "start")
         loss = [record for record in records if record["kind"] == "validation"][-1]["loss"]
         sizes = recipe.teacher if step.model == TEACHER else recipe.student
-        lines.append(f"The {NAMES[step.model]} has {sizes.layers} layers of width {sizes.hidden} ({start['parameters']:,} "
-                     f"parameters); {start['iterations']} iterations of {start['global_batch_size']} x {recipe.length} "
-                     f"tokens of text left it at a validation loss of {loss:.2f}, after {seconds_of(run, step):.0f} s.")
+        lines.append(f"The {NAMES[step.model]} has {sizes.layers} layers of width {sizes.hidden} "
+                     f"({start['parameters']:,} parameters); {start['iterations']} iterations of "
+                     f"{start['global_batch_size']} x {recipe.length} tokens of text left it at a validation loss of "
+                     f"{loss:.2f}, after {seconds_of(run, step):.0f} s.")
     torch = next(record["torch"] for record in records if record["kind"] == "start")
     total = sum(seconds_of(run, step) for step in steps)
     learnt = ("from the teacher's answers to unlabelled questions" if recipe.student_split == "unlabeled" else
