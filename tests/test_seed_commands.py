@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -170,8 +171,8 @@ def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "import subprocess, sys, time\n"
              "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
              "print(child.pid, flush=True); time.sleep(60)"]
-    code, output = command_runs.execute(words, tmp_path, tmp_path, 1.0)
-    assert code == "no end within 1.0 s" and has_ended(output.strip())
+    code, output = command_runs.execute(words, tmp_path, tmp_path, 2.5)
+    assert code == "no end within 2.5 s" and has_ended(output.strip())
 
 
 def test_a_sweep_that_hangs_may_end_its_runs(tmp_path: Path) -> None:
@@ -180,10 +181,18 @@ def test_a_sweep_that_hangs_may_end_its_runs(tmp_path: Path) -> None:
              "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
              "signal.signal(signal.SIGTERM, lambda *_: (child.kill(), child.wait(), sys.exit(1)))\n"
              "print(child.pid, flush=True); time.sleep(60)"]
-    code, output = command_runs.execute(words, tmp_path, tmp_path, 1.0, ends_others=True)
-    assert code == "no end within 1.0 s" and has_ended(output.strip())
+    code, output = command_runs.execute(words, tmp_path, tmp_path, 2.5, ends_others=True)
+    assert code == "no end within 2.5 s" and has_ended(output.strip())
 
 
 def has_ended(process: str) -> bool:
-    state = Path(f"/proc/{process}/stat")
-    return not state.exists() or state.read_text().split()[2] == "Z"
+    """Whether it ends soon: a signal is not obeyed at once on a busy machine."""
+    state, deadline = Path(f"/proc/{process}/stat"), time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            if state.read_text().split()[2] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
