@@ -76,9 +76,8 @@ def checkpoint_to_resume(path: str | Path, own_folder: Path | None = None) -> Ch
     if TRAINING_TRACKER not in names:
         published, tags = read_tracker(folder), [name for name in names if name.isdigit()]
         is_own = own_folder is not None and folder.resolve() == own_folder.resolve()
-        if published == BEST_TAG and is_own and not tags:
-            return None
-        if published is None and folder.is_dir() and all(map(_is_of_an_unpublished_run, names)):
+        is_unpublished = published is None and folder.is_dir() and all(map(_is_of_an_unpublished_run, names))
+        if is_unpublished or (published == BEST_TAG and is_own):
             # A folder under the name of an iteration is whole, though no tracker names it yet.
             return CheckpointLocation(folder, max(tags, key=int)) if tags else None
     return resolve_checkpoint(folder, training_state=True)

@@ -133,6 +133,9 @@ def test_a_best_before_the_first_training_state(tmp_path: Path) -> None:
     write_tracker(best.parent, "best", LATEST_TRACKER)
     assert checkpoint_to_resume(best.parent, best.parent) is None
     assert checkpoint_to_resume(best.parent, tmp_path / "other").tag == "best"
+    (best.parent / "9").mkdir()
+    assert checkpoint_to_resume(best.parent, best.parent).tag == "9", "killed between the folder and its tracker"
+    assert checkpoint_to_resume(best.parent, tmp_path / "other").tag == "best"
 
 
 def test_a_folder_of_other_things_is_no_run(tmp_path: Path) -> None:
