@@ -96,7 +96,7 @@ class ParallelSelfAttention(nn.Module):
         if not self.training or self.dropout_p == 0.0:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         with model_parallel_rng():
-            if query.device.type == "cpu" and not torch.compiler.is_compiling():
+            if query.device.type == "cpu":
                 return dropout_attention(query, key, value, mask, self.dropout_p)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=self.dropout_p)
 

@@ -27,6 +27,7 @@ BLOCK_ELEMENTS = 1 << 18
 _STEPS = 1 << 16
 
 
+@torch.compiler.disable  # its draws, and so the numbers of a run, are the same with --compile
 def dropout_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
                       rate: float) -> torch.Tensor:
     """Softmax attention with dropout on the probabilities.
