@@ -22,7 +22,7 @@ from model.parallel.mappings import (
     all_reduce,
     reduce_from_model_parallel_region,
 )
-from model.parallel.vocab_log_prob import as_rows, compute_dtype, global_width, row_chunks
+from model.parallel.vocab_log_prob import EarlyGradient, as_rows, compute_dtype, global_width, row_chunks
 
 
 class TopEntries(NamedTuple):
@@ -97,9 +97,8 @@ class _PickAndExcess(torch.autograd.Function):
         picked = pick_entries(student, columns).to(compute_dtype(student))
         theta = picked.amin(dim=-1)
         total, count = torch.empty_like(theta), torch.empty_like(theta)
-        ctx.is_fresh = with_grad and ctx.needs_input_grad[0]
-        # Where the excess is positive, 1: formed now, while the chunk is in the cache; exact in every dtype.
-        positive = torch.empty_like(student, memory_format=torch.contiguous_format) if ctx.is_fresh else None
+        # Where the excess is positive, 1: exact in every dtype, and a matter of this rank alone.
+        positive = EarlyGradient.of(ctx, student, student.dtype, wanted=with_grad, parallel=False)
         for rows, excess in _excess_chunks(student, theta, columns):
             total[rows] = excess.sum(dim=-1)
             count[rows] = excess.sign_().sum(dim=-1)  # comparisons are five times slower on a CPU
@@ -117,14 +116,13 @@ class _PickAndExcess(torch.autograd.Function):
         smallest = (picked == picked.amin(dim=-1, keepdim=True)).to(picked.dtype)
         theta_grad = all_reduce(-total_grad * count) / smallest.sum(dim=-1)
         picked_grad = torch.addcmul(picked_grad, smallest, theta_grad.unsqueeze(-1))
-        if ctx.is_fresh:
-            ctx.is_fresh = False
-            gradient = positive.data  # not detach(): a further pass may still unpack it
-        else:  # an earlier pass has used it up
+        weight = total_grad.to(student.dtype)
+        gradient = EarlyGradient.take(ctx, positive, weight)
+        if gradient is None:  # an earlier pass has used it up
             gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
             for rows, excess in _excess_chunks(student, picked.amin(dim=-1), columns):
                 gradient[rows] = excess.sign_()
-        gradient.mul_(total_grad.unsqueeze(-1).to(gradient.dtype))
+            gradient.mul_(weight.unsqueeze(-1))
         if parallel_state().model_size > 1:
             foreign = columns == student.shape[-1]
             columns, picked_grad = columns.masked_fill(foreign, 0), picked_grad.masked_fill(foreign, 0.0)

@@ -90,6 +90,29 @@ def test_equals_the_plain_formula(name: str, chunk: int, monkeypatch: pytest.Mon
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("offset", [90.0, 700.0, -90.0, -800.0])
+@pytest.mark.parametrize("name", ["kl", "ce", "entropy", "hard"])
+def test_logits_whose_exponentials_overflow(name: str, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From some row on: the chunks before have been read without looking for the largest logit."""
+    monkeypatch.setattr(vocab_log_prob, "CPU_CHUNK_ELEMENTS", 24)
+    plain, moved = (x.float() for x in logits()), []
+    for x in plain:
+        x = x.detach().clone()
+        x[1, 2:] += offset  # a softmax does not notice
+        moved.append(x.requires_grad_())
+    ours, naive = BOTH[name]
+    weights = torch.linspace(0.1, 2.0, 10).view(2, 5)
+    (ours(*moved) * weights).sum().backward()
+    value = ours(*moved)
+    reference = [x.detach().double().requires_grad_() for x in moved]
+    (naive(*reference) * weights).sum().backward()
+    torch.testing.assert_close(value.double(), naive(*reference), rtol=1e-5, atol=1e-5)
+    for left, right in zip(moved, reference, strict=True):
+        assert (left.grad is None) == (right.grad is None)
+        if left.grad is not None:
+            torch.testing.assert_close(left.grad.double(), right.grad, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_gradcheck(name: str) -> None:
     student, teacher = logits()
