@@ -7,7 +7,6 @@ Axes: b samples, c choices, s sequence, k classes.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from model.checkpoint.huggingface import CONFIG_FILE, read_tensors
+from model.checkpoint.huggingface import CONFIG_FILE, read_json_object, read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +95,8 @@ def bert_config(folder: Path, options: BertOptions) -> Any:
         FileNotFoundError: no config.json. ValueError: it belongs to another kind of model, or transformers is missing.
     """
     path = folder / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    kind = content.get("model_type", "bert") if isinstance(content, dict) else type(content).__name__
+    content = read_json_object(path)
+    kind = content.get("model_type", "bert")
     if kind != "bert" or "num_hidden_layers" not in content:
         raise ValueError(f"{path} is not that of a BERT (model_type {kind!r}); --pretrained-bert takes BERT alone, for "
                          "example bert-base-uncased")

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from distill.json_files import read_json
 from distill.sweep.presets import REPOSITORY, nearest
 
 FOLDER = "tmp_deepspeed_config"
@@ -36,13 +37,7 @@ def find_file(path: str, hint: str = "") -> Path:
 
 def read_file(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. Raises ValueError if there is none."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"the DeepSpeed file {path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"the DeepSpeed file {path} does not hold a JSON object")
-    return config
+    return read_json(path, dict, f"the DeepSpeed file {path}")
 
 
 def write_file(path: str | Path, config: Mapping[str, Any]) -> None:

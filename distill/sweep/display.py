@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.json_files import read_json
 from distill.sweep.results import COMMAND, MARKDOWN, STAGE
 from distill.sweep.scores import Evaluation, evaluations_of, gain, kept_metrics
 from distill.sweep.study import read_facts
@@ -66,14 +66,7 @@ def read_results(path: str | Path) -> list[RunScores]:
     Raises:
         ValueError: there is no such file, or it holds something else.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--show_tune={path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"--show_tune={path} is not valid JSON: {error}") from None
-    if not isinstance(content, list):
-        raise ValueError(f"--show_tune={path} does not hold a list of results")
+    content = read_json(path, list, f"--show_tune={path}")
     return [run_scores(result, f"--show_tune={path}: result {number}") for number, result in enumerate(content, 1)]
 
 

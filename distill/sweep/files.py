@@ -27,14 +27,6 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. ValueError naming the file if it holds something else."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-
-
 def tail(path: Path, size: int = 65536) -> str:
     """The last ``size`` bytes of a text file, from the start of a line; empty if there is no file."""
     try:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.sweep.files import read_json, tail
+from distill.json_files import read_json
+from distill.sweep.files import tail
 
 #: Exit status with which our scripts refuse a command line or a file that it names.
 REFUSED_STATUS = 2
@@ -93,9 +94,9 @@ def read_result(path: Path) -> Outcome:
     try:
         result = read_json(path)
     except ValueError as error:
-        return Outcome("damaged result", f"the result file is cut short or no JSON ({error.__cause__})")
-    except OSError as error:
-        return Outcome("no result", f"the result file cannot be read: {error.strerror}")
+        if isinstance(cause := error.__cause__, OSError):
+            return Outcome("no result", f"the result file cannot be read: {cause.strerror}")
+        return Outcome("damaged result", f"the result file is cut short or no JSON ({cause})")
     if problem := _structure(result):
         return Outcome("damaged result", f"the result file is no result of a run: {problem}")
     epoch, epochs = result["epoch"], result["args"].get("epochs")

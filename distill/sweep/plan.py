@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
+from distill.json_files import read_json
 from distill.sweep import deepspeed_files, stages
 from distill.sweep.compose import (
     DEFAULT_SCRIPT,
@@ -198,13 +197,8 @@ def _search_file(sweep: SweepArgs) -> dict[str, str]:
     path = sweep.known.search_space
     if path is None:
         return {}
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"--search_space={path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"--search_space={path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+    content = read_json(path, dict, f"--search_space={path}")
+    if not all(isinstance(text, str) for text in content.values()):
         raise ValueError(f"--search_space={path} must map flags to texts such as grid:1,2")
     own = flag_names(sweep.presets)
     for flag in content:

@@ -12,13 +12,13 @@ value that is known once a command is composed. A key that is not known here is 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.json_files import read_json
 from distill.sweep.types import FlagPair
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -148,15 +148,7 @@ def fill(words: Iterable[str], values: Mapping[str, str]) -> list[FlagPair]:
 
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``; empty where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
+    return read_json(path, dict) if path.is_file() else {}
 
 
 class _Block:

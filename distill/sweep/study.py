@@ -20,7 +20,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from distill.sweep.files import read_json, write_json
+from distill.json_files import read_json
+from distill.sweep.files import write_json
 from distill.sweep.process import Identity
 from distill.sweep.scores import Evaluation
 from distill.sweep.trials import INTERRUPTED, RUNNING, StageRun, Trial
@@ -105,7 +106,7 @@ class Study:
         running: dict[tuple[str, int], Identity] = {}
         for event in read_journal(self.folder / JOURNAL):
             if event["event"] == "trial":
-                plan = read_json(self.folder / TRIALS / event["trial"] / "plan.json")
+                plan = read_json(self.folder / TRIALS / event["trial"] / "plan.json", dict)
                 trials[event["trial"]] = Trial.from_json(plan)
             elif event["event"] == "begin":
                 running[event["trial"], event["stage"]] = Identity(**event["process"])
@@ -167,7 +168,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     if not (folder / STUDY).is_file():
         raise ValueError(f"{folder} holds no sweep ({STUDY} is missing): give the folder that the sweep printed at its "
                          "start")
-    facts = read_json(folder / STUDY)
+    facts = read_json(folder / STUDY, dict)
     if facts.get("format") != FORMAT:
         raise ValueError(f"{folder / STUDY} has format {facts.get('format')}, this program reads {FORMAT}: continue it "
                          "with the program that began it")

@@ -8,12 +8,12 @@ the data root.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.json_files import read_json
 from distill.sweep.presets import REPOSITORY, nearest
 from distill.sweep.types import FlagPair
 
@@ -95,12 +95,7 @@ def load_teacher_entries(path: str) -> TeacherEntries:
     file = next((candidate for candidate in (Path(path).expanduser(), REPOSITORY / path) if candidate.is_file()), None)
     if file is None:
         raise ValueError(f"--task_t_load_path={path} does not exist")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"--task_t_load_path={path} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"--task_t_load_path={path} does not hold a JSON object")
+    content = read_json(file, dict, f"--task_t_load_path={path}")
     return TeacherEntries(file, {name: _entry(f"{file}: {name}", name, entry) for name, entry in content.items()})
 
 

@@ -8,11 +8,12 @@ published sweeps rely on it); ``--args_to_ds_config`` turns that round for batch
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from distill.json_files import read_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _ZERO_BLOCK = {
@@ -55,13 +56,7 @@ def find_config(path: str) -> tuple[Path, str | None]:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in ``path``. Raises ValueError if there is none."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--deepspeed_config={path} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"--deepspeed_config={path} does not hold a JSON object")
-    return config
+    return read_json(path, dict, f"--deepspeed_config={path}")
 
 
 def resolve(args: Any, config: Mapping[str, Any], *, on_gpu: bool, data_size: int | None = None) -> ResolvedConfig:

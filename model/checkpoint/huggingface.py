@@ -58,7 +58,7 @@ def read_sizes(folder: Path) -> dict[str, Any]:
     if path is None:
         raise FileNotFoundError(f"{folder} has weights but no {CONFIG_FILE} that gives their sizes (it holds "
                                 f"{listing(folder)}); copy the whole folder")
-    content = _read_json(path)
+    content = read_json_object(path)
     if path.name == SIZES_FILE:
         if missing := [name for name in _COMPARED if name not in content]:
             raise ValueError(f"{path} has no {', '.join(missing)}: not an export of this program")
@@ -157,7 +157,7 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     if weights.suffix != ".json":
         return _read_file(weights)
     tensors: dict[str, torch.Tensor] = {}
-    weight_map = _read_json(weights).get("weight_map")
+    weight_map = read_json_object(weights).get("weight_map")
     if not isinstance(weight_map, dict) or any(Path(file).name != file for file in weight_map.values()):
         raise ValueError(f"{weights} has no 'weight_map' of files beside it")
     for file in sorted(set(weight_map.values())):
@@ -199,7 +199,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
                          "again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. ValueError naming the file if it holds something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -124,7 +124,7 @@ def edit_config(**changes: object) -> Callable[[Path], None]:
 
 @pytest.mark.parametrize(("change", "error", "message"), [
     (edit_config(model_type="roberta"), ValueError, "is not that of a BERT .model_type 'roberta'"),
-    (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "is not that of a BERT .model_type 'list'"),
+    (lambda folder: (folder / "config.json").write_text("[]"), ValueError, "no JSON object but a list"),
     (lambda folder: (folder / "config.json").write_text("{"), ValueError, "config.json is no JSON"),
     (lambda folder: (folder / "model.safetensors").unlink(), FileNotFoundError, "has no weights .it holds config.json"),
     (edit_config(hidden_size=32), ValueError, r"do not fit its config.json: bert.embeddings.LayerNorm.bias has \[16\] "

@@ -72,7 +72,7 @@ def test_a_run_without_scores_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("{", "is not valid JSON"), ("{}", "does not hold a list"), ('[{"args": {}}]', "result 1 has not the form"),
+    ("{", "is not valid JSON"), ("{}", "does not hold a JSON list"), ('[{"args": {}}]', "result 1 has not the form"),
     ("[3]", "result 1 has not the form")])
 def test_damaged_files(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "tune.json"

@@ -80,7 +80,8 @@ def test_search_space(tmp_path: Path) -> None:
     assert list(space)[3:] == ["--again_2__y", "--ds_gradient_accumulation_steps"]
     for content, message in (
             ('{"--a": "1"}', "'1' is no list or range"), ('{"--gpus": "grid:1,2"}', "--gpus cannot be searched"),
-            ('{"a": "grid:1,2"}', "a cannot be searched"), ("[]", "must map flags"), ("{", "valid JSON")):
+            ('{"a": "grid:1,2"}', "a cannot be searched"), ('{"--a": 1}', "must map flags"),
+            ("[]", "does not hold a JSON object"), ("{", "valid JSON")):
         file.write_text(content)
         with pytest.raises(ValueError, match=message):
             find_search_space(parse(["--tasks=copa", f"--search_space={file}"]))
