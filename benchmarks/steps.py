@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.losses import TAU, naive_kl, our_kl
 from benchmarks.measure import Cost, Row, Work, compare, measured
-from model.attention import ParallelSelfAttention, prefix_mask
+from model.attention import ParallelSelfAttention, additive_mask, prefix_mask
 from model.config import ModelConfig
 from model.glm import GLMModel
 from model.parallel.fused_vocab_loss import SoftTarget, fused_vocab_loss
@@ -34,8 +34,9 @@ class StepSizes:
 def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor,
                        dropout: float = 0.0) -> torch.Tensor:
     """softmax(Q K^T / sqrt(d) + mask) V with all scores formed."""
+    visible = (mask == 0).to(query.dtype)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
-    scores = scores * mask - 65504.0 * (1.0 - mask.to(scores.dtype))
+    scores = scores * visible - 65504.0 * (1.0 - visible)
     return F.dropout(torch.softmax(scores, -1), dropout) @ value
 
 
@@ -43,7 +44,7 @@ def attention(repeats: int, batch: int = 4, heads: int = 12, length: int = 512, 
     """Forward and backward of the attention inside a layer, without its projections; then what dropout costs."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(batch, heads, length, size, generator=generator).requires_grad_() for _ in range(3)]
-    mask = prefix_mask(torch.full((batch,), length // 2), batch, length)
+    mask = additive_mask(prefix_mask(torch.full((batch,), length // 2), batch, length), torch.float32)
     module = ParallelSelfAttention(ModelConfig(
         num_layers=1, hidden_size=heads * size, num_attention_heads=heads, max_position_embeddings=length,
         vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0))

@@ -50,6 +50,12 @@ def prefix_mask(attention_mask: torch.Tensor, batch_size: int, length: int) -> t
     return (causal[None] | prefix[:, None, :]).unsqueeze(1)
 
 
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where ``visible`` (bool), minus infinity elsewhere. Made once a pass: the fused attention of each layer would
+    make one of its own from a bool mask, and keep it for the backward pass."""
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
+
+
 class ParallelSelfAttention(nn.Module):
     """Each rank computes n/p heads.
 
@@ -72,7 +78,7 @@ class ParallelSelfAttention(nn.Module):
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, wanted: tuple[str, ...], record: Record) -> torch.Tensor:
-        """x [b, s, h], mask bool [b or 1, 1 or n, s, s] -> [b, s, h] (width i in a bottleneck).
+        """x [b, s, h], mask [b or 1, 1 or n, s, s] (see :func:`additive_mask`) -> [b, s, h] (width i in a bottleneck).
 
         Tensors named in ``wanted`` go to ``record``.
         """
@@ -93,6 +99,7 @@ class ParallelSelfAttention(nn.Module):
 
     def _fused(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         # A query always sees itself, so -inf at masked places gives what -65504 gives: both round to probability 0.
+        mask = mask.to(query.dtype)
         if not self.training or self.dropout_p == 0.0:
             return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         with model_parallel_rng():
@@ -114,15 +121,15 @@ class ParallelSelfAttention(nn.Module):
 
     def _scores(self, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[b, n/p, s, s] in at least fp32: -65504 is not exact in bf16 and would add 1024 a masked score to an MSE."""
-        scale = self.attention_scale
+        scale, visible = self.attention_scale, mask == 0
         if scale <= 1.0:
             scores = torch.matmul(query, key.transpose(-1, -2) / math.sqrt(self.head_size))
             scores = _at_least_float32(scores)
         else:
             scores = torch.matmul(query / math.sqrt(scale), key.transpose(-1, -2) / math.sqrt(self.head_size * scale))
-            scores = _at_least_float32(scores) * mask
+            scores = _at_least_float32(scores) * visible
             scores = (scores - scores.amax(dim=-1, keepdim=True)) * scale
-        return scores.masked_fill(~mask, MASKED_SCORE)
+        return scores.masked_fill(~visible, MASKED_SCORE)
 
 
 def _at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,8 @@ def dropout_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tenso
 
     Args:
         query, key, value: [b, n, s, d]. Products are formed in their dtype, the softmax in at least float32.
-        mask: bool [b or 1, 1 or n, s, s], True = visible; each query sees something.
+        mask: [b or 1, 1 or n, s, s] in their dtype, 0 where a query sees a key, else minus infinity; each query sees
+            something.
         rate: of dropout, in (0, 1). One number is drawn from torch's generator, whatever the sizes.
 
     Returns:
@@ -85,15 +86,14 @@ def _blocks(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, steps: i
     dtype = torch.promote_types(query.dtype, torch.float32)
     step = max(1, min(heads, BLOCK_ELEMENTS // (length * length)))
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-    hidden = hidden.expand(batch, -1, -1, -1)
+    mask = mask.expand(batch, -1, -1, -1)
     bits = torch.empty(-(-step * length * length // 4), dtype=torch.int64)
     kept = torch.empty(step, length, length, dtype=dtype)
     for sample in range(batch):
         for first in range(0, heads, step):
             block = sample, slice(first, min(first + step, heads))
             count = block[1].stop - first
-            bias = hidden[block] if hidden.shape[1] > 1 else hidden[sample].expand(count, -1, -1)
+            bias = mask[block] if mask.shape[1] > 1 else mask[sample].expand(count, -1, -1)
             scores = torch.baddbmm(bias, query[block], key[block].transpose(1, 2), alpha=1.0 / math.sqrt(size))
             bits.random_(-2 ** 63, None, generator=generator)
             draws = bits.view(torch.int16)[:count * length * length].view(count, length, length)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.attention import prefix_mask
+from model.attention import additive_mask, prefix_mask
 from model.config import INIT_STD, ModelConfig
 from model.embeddings import add_width_maps, widen
 from model.parallel.groups import get_model_parallel_world_size
@@ -93,7 +93,7 @@ class GLMModel(nn.Module):
             taps["position_ids"] = position_ids
         if prompt_pos is not None:
             words = self.prompt_spell.put(words, prompt_pos)
-        mask = prefix_mask(attention_mask, *input_ids.shape)
+        mask = additive_mask(prefix_mask(attention_mask, *input_ids.shape), words.dtype)
         hidden, inner = self.transformer(words, position_ids, mask, request, operations.get("transformer") or {})
         taps.update(inner)
         output = hidden

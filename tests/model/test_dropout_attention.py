@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from model import dropout_attention as room
-from model.attention import ParallelSelfAttention, prefix_mask
+from model.attention import ParallelSelfAttention, additive_mask, prefix_mask
 from model.config import ModelConfig
 from model.dropout_attention import dropout_attention
 
 B, N, S, D = 2, 3, 17, 8
-MASK = prefix_mask(torch.tensor([5, 9]), B, S)
+MASK = additive_mask(prefix_mask(torch.tensor([5, 9]), B, S), torch.float64)
 
 
 def inputs(dtype: torch.dtype = torch.float64, *, grad: bool = False) -> list[torch.Tensor]:
@@ -33,7 +33,7 @@ def test_formula_from_the_drawn_masks(mask: torch.Tensor) -> None:
     query, key, value = inputs()
     steps, seed = 16384, 3  # a quarter
     kept = torch.cat([kept.clone() for _, _, kept in room._blocks(query, key, mask, steps, seed)]).view(B, N, S, S)
-    scores = (query @ key.transpose(-1, -2) / math.sqrt(D)).masked_fill(~mask, float("-inf"))
+    scores = (query @ key.transpose(-1, -2) / math.sqrt(D)).masked_fill(mask != 0, float("-inf"))
     expected = (torch.softmax(scores, -1) * kept / 0.75) @ value
     torch.testing.assert_close(room._DropoutAttention.apply(query, key, value, mask, steps, seed), expected)
     assert set(kept.unique().tolist()) == {0.0, 1.0}
@@ -71,7 +71,7 @@ def test_half_precision_is_close_and_finite() -> None:
     results = {}
     for dtype in (torch.float64, torch.bfloat16):
         leaves = [x.detach().requires_grad_() for x in inputs(dtype)]
-        room._DropoutAttention.apply(*leaves, MASK, 6554, 7).sum().backward()
+        room._DropoutAttention.apply(*leaves, MASK.to(dtype), 6554, 7).sum().backward()
         results[dtype] = [x.grad.double() for x in leaves]
     for exact, half in zip(*results.values(), strict=True):
         assert half.isfinite().all()

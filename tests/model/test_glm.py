@@ -101,6 +101,20 @@ def test_masked_scores_are_exactly_the_constant_in_fp32(dtype):
     assert (scores[visible] > MASKED_SCORE).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_layers_keep_one_mask(dtype):
+    model, batch, masks = tiny_glm(num_layers=3).to(dtype), tiny_lm_batch(), []
+
+    def keep(tensor):
+        if tensor.shape[-2:] == (16, 16):  # s x s
+            masks.append((tensor.data_ptr(), tensor.dtype))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward(model, batch)
+    assert len(masks) >= 3 and len(set(masks)) == 1
+
+
 def test_prefix_mask():
     mask = prefix_mask(torch.tensor([0, 2]), 2, 3)[:, 0]
     assert mask.tolist() == [[[True, False, False], [True, True, False], [True, True, True]],
