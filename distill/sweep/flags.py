@@ -36,6 +36,7 @@ class SweepArgs:
         overrides: path in the DeepSpeed file (``optimizer__params__lr``) -> text, maybe a list with ``;``.
         rates: the same paths -> factor.
         model_paths: task preset -> start checkpoint.
+        chosen: flags (a stage's as ``--again_K__name``) whose value is that of a trial, not of the command line.
     """
 
     words: tuple[str, ...]
@@ -47,6 +48,7 @@ class SweepArgs:
     overrides: Mapping[str, str]
     rates: Mapping[str, Fraction]
     model_paths: Mapping[str, str]
+    chosen: frozenset[str] = frozenset()
 
     @property
     def data_root(self) -> str:

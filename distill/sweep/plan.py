@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 
@@ -60,7 +60,8 @@ def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str,
     """
     sweep = with_point(sweep, point or {})
     if seed is not None:
-        sweep = replace(sweep, forwarded=tuple(stages.joined(sweep.forwarded, [("--seed", str(seed))])))
+        sweep = replace(sweep, forwarded=tuple(stages.joined(sweep.forwarded, [("--seed", str(seed))])),
+                        chosen=sweep.chosen | {"--seed"})
     teachers = teacher_entries(sweep)
     plans = []
     for index in range(len(sweep.tasks)):
@@ -125,7 +126,8 @@ def with_point(sweep: SweepArgs, point: Mapping[str, str]) -> SweepArgs:
     for flag, value in stage_flags.items():
         number, _, name = flag.removeprefix("--again_").partition("__")
         numbered.append((int(number), (f"--{name}", value)))
-    return replace(sweep, forwarded=tuple(forwarded.items()), stage_flags=tuple(numbered), overrides=overrides)
+    return replace(sweep, forwarded=tuple(forwarded.items()), stage_flags=tuple(numbered), overrides=overrides,
+                   chosen=sweep.chosen | set(point))
 
 
 def notes(sweep: SweepArgs) -> list[str]:
@@ -152,12 +154,17 @@ def _stages(setting: TaskSetting, teachers: TeacherEntries | None, stamp: Stamp,
 
     first = stages.joined(preset_flags(setting, start, stamp), sweep.forwarded, teacher_flags(name))
     commands = [_command(setting, 0, first, stamp, port)]
-    for _, flags in stages.stages_of(sweep.stage_flags) if teachers is not None else ():
+    for number, flags in stages.stages_of(sweep.stage_flags) if teachers is not None else ():
         origin = commands[-1 if sweep.known.stage_from == "previous" else 0].checkpoint
         pairs = stages.joined(preset_flags(setting, origin, stamp), teacher_flags(stages.teachers_of(flags, name)),
-                              stages.merge(sweep.forwarded, flags))
+                              stages.merge(sweep.forwarded, flags, _chosen(sweep, number, flags)))
         commands.append(_command(setting, len(commands), pairs, stamp, port))
     return commands
+
+
+def _chosen(sweep: SweepArgs, number: int, flags: Iterable[FlagPair]) -> set[str]:
+    """Flags of stage ``number`` whose value, here or in the first stage, was chosen for the trial."""
+    return {name for name, _ in flags if not sweep.chosen.isdisjoint((name, _stage_name(number, name)))}
 
 
 def _command(setting: TaskSetting, stage: int, flags: list[FlagPair], stamp: Stamp, port: Port) -> StageCommand:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from distill.sweep.types import FlagPair
 
@@ -32,15 +32,19 @@ def teachers_of(flags: Iterable[FlagPair], default: str) -> str:
     return default
 
 
-def merge(forwarded: Iterable[FlagPair], stage: Iterable[FlagPair]) -> list[FlagPair]:
+def merge(forwarded: Iterable[FlagPair], stage: Iterable[FlagPair], chosen: Collection[str] = ()) -> list[FlagPair]:
     """Flags of a further stage, to stand behind its teacher flags.
 
     A stage flag that repeats a forwarded one, value included, takes it away; any other replaces the forwarded flag of
     its name or is added.
+
+    Args:
+        chosen: names whose value in ``forwarded`` or ``stage`` was searched or is the seed of the trial. Such values
+            meet by chance: nobody has asked to leave the flag out.
     """
     forwarded = list(dict(forwarded).items())
     own = [pair for pair in dict(stage).items() if pair[0] != TEACHERS]
-    repeated = {name for name, value in own if (name, value) in forwarded}
+    repeated = {name for name, value in own if (name, value) in forwarded and name not in chosen}
     return [*(pair for pair in (*forwarded, *own) if pair[0] not in repeated), (FIRST_EVAL, None)]
 
 

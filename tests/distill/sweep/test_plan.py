@@ -104,6 +104,24 @@ def test_a_point_takes_the_place_of_the_searched_values() -> None:
     assert with_point(sweep, {}) == sweep and commands("--tasks=copa", seed=3)[0].value("--seed") == "3"
 
 
+@pytest.mark.parametrize(("words", "flag", "values"), [
+    (("--distill_temperature=15", "--again_1__distill_temperature=grid:1,15"), "--again_1__distill_temperature",
+     {"1": ("15", "1"), "15": ("15", "15")}),
+    (("--distill_temperature=grid:1,5", "--again_1__distill_temperature=5"), "--distill_temperature",
+     {"1": ("1", "5"), "5": ("5", "5")})])
+def test_a_searched_value_that_meets_another_takes_no_flag_away(
+        words: tuple[str, ...], flag: str, values: dict[str, tuple[str, str]]) -> None:
+    for value, expected in values.items():
+        found = commands(*TEACHER, *words, point={flag: value})
+        assert tuple(stage.value("--distill_temperature") for stage in found) == expected
+
+
+def test_a_seed_that_a_stage_names_too_takes_no_flag_away() -> None:
+    found = commands(*TEACHER, "--again_1__seed=1235", "--again_1__x=1", "--x=1", seed=1235)
+    assert [stage.value("--seed") for stage in found] == ["1235", "1235"]
+    assert [stage.value("--x") for stage in found] == ["1", None]  # typed twice: left out
+
+
 def test_points_are_mappings_that_compare() -> None:
     point = Point.of({"--b": "2", "--a": "1"})
     assert point == Point.of({"--a": "1", "--b": "2"}) and dict(point) == {"--a": "1", "--b": "2"} and len(point) == 2
