@@ -61,6 +61,10 @@ def judge(status: int | None, result: Path, log: Path, *, time_limit: float | No
     if time_limit is not None:
         return Outcome("timeout", f"no end within {time_limit:g} s (--trial_timeout)")
     found = read_result(result)
+    if status is None and found.is_done and found.result["epoch"] != -1:
+        # The scores of an untrained stage (--custom_first_eval) count as epoch 0, which may be the last one.
+        found = Outcome("incomplete result", "nobody saw how the run ended, and its final scores are missing",
+                        found.result)
     if status not in (0, None):
         return Outcome(*_failure(status, text), found.result)
     if found.is_done or (line := error_line(text)) is None:

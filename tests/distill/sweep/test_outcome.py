@@ -36,7 +36,13 @@ def outcome(folder: Path, status: int | None, content: Any = None, log: str = ""
 @pytest.mark.parametrize("epoch", [-1, 2])
 def test_a_whole_result_and_status_0_are_done(tmp_path: Path, epoch: int) -> None:
     assert outcome(tmp_path, 0, result(epoch=epoch), "ValueError: was caught\n") == ("done", "")
-    assert outcome(tmp_path, None, result(epoch=epoch)) == ("done", "")
+
+
+def test_a_run_whose_end_nobody_saw_is_done_with_its_final_scores_only(tmp_path: Path) -> None:
+    """A later stage scores the weights it starts from as epoch 0: with one epoch that looks like its end."""
+    assert outcome(tmp_path, None, result()) == ("done", "")
+    kind, reason = outcome(tmp_path, None, result(args={"epochs": 1, "task": "COPA"}, epoch=0))
+    assert kind == "incomplete result" and reason.endswith("its final scores are missing")
 
 
 @pytest.mark.parametrize(("content", "kind", "reason"), [

@@ -253,6 +253,16 @@ def test_a_run_that_ended_well_while_nobody_watched_is_done(tmp_path: Path) -> N
     assert sweep.started() == ["copa-sNone-0"] and sweep.trials["copa-000"][0]["score"] == 0.5
 
 
+def test_scores_of_untrained_weights_are_no_end_of_a_run(tmp_path: Path) -> None:
+    sweep = leave_alone(tmp_path, "--tasks=copa", "--behaviour_copa=untrained_once", "--epochs=1", "--score=0.5")
+    wait_until((tmp_path / "hung").exists)
+    for process in processes_of(sweep.folder):
+        process.kill()
+    wait_until(lambda: not processes_of(sweep.folder))
+    assert sweep.resume()[0] == 0
+    assert len(sweep.started()) == 2 and sweep.trials["copa-000"][0]["score"] == 0.5
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_children_and_leaves_a_study_to_go_on_with(tmp_path: Path, number: int) -> None:
     words = ("--tasks=copa,cb", "--behaviour_cb=stubborn", "--grace=0.3", "--score=0.5")
