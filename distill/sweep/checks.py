@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.sweep.deepspeed_files import write_file
-from distill.sweep.devices import device_ids
+from distill.sweep.devices import number_of_devices
 from distill.sweep.flags import SweepArgs, flag_names
 from distill.sweep.presets import REPOSITORY, nearest
 from distill.sweep.types import StageCommand, TaskPlan, render_flag
@@ -70,7 +70,7 @@ def _refusals(sweep: SweepArgs, script: Path, plans: Sequence[TaskPlan]) -> list
     if stage is None:
         logger.warning("--py_file=%s is not ours: its flags are not checked", script)
         return []
-    commands = [(command, len(device_ids(plan.gpus))) for plan in plans for command in plan.stages]
+    commands = [(command, number_of_devices(plan.gpus, plan.devices)) for plan in plans for command in plan.stages]
     with tempfile.TemporaryDirectory() as folder:
         answers = _ask(stage, [(_with_config(command, Path(folder), number), processes)
                                for number, (command, processes) in enumerate(commands)])

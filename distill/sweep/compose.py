@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import Any
 
 from distill.sweep import deepspeed_files
-from distill.sweep.devices import device_ids
+from distill.sweep.devices import check_devices, device_ids, include_text, number_of_devices
 from distill.sweep.flags import SweepArgs
 from distill.sweep.presets import ModelPreset, ScriptPreset, TaskPreset, fill
 from distill.sweep.types import DEEPSPEED_FLAG, FlagPair
@@ -25,7 +25,8 @@ class TaskSetting:
 
     Attributes:
         index: place in ``--tasks``.
-        gpus: devices, as in ``--gpus``.
+        gpus: devices that the task may run on, as in ``--gpus``.
+        devices: how many of them a trial gets; 0 for all.
         suffix: of the DeepSpeed file's name; empty for all but big tasks.
     """
 
@@ -35,21 +36,31 @@ class TaskSetting:
     task: TaskPreset
     index: int
     gpus: str
+    devices: int
     suffix: str
 
     @property
     def include(self) -> str:
-        """``--include`` of the process launcher."""
+        """``--include`` of the process launcher: of as many devices as a trial gets, the first ones; a trial may be
+        given others when it runs."""
+        if self.devices:
+            return include_text(device_ids(self.gpus)[:self.devices])
         return self.gpus if ":" in self.gpus else f"localhost:{self.gpus}"
 
 
 def task_setting(sweep: SweepArgs, index: int) -> TaskSetting:
-    """The setting of task ``index`` of ``--tasks``."""
+    """The setting of task ``index`` of ``--tasks``.
+
+    Raises:
+        ValueError: fewer devices than a trial is to get.
+    """
     known, presets = sweep.known, sweep.presets
     script, name = presets.scripts[known.script], sweep.tasks[index]
     is_big = known.big_task_gpus is not None and name in {task.strip() for task in known.big_task.split(",")}
     gpus = known.big_task_gpus if is_big else known.gpus
-    return TaskSetting(sweep, presets.models[known.model], script, script.tasks[name], index, gpus,
+    devices = 0 if is_big or known.gpus_per_trial is None else known.gpus_per_trial
+    check_devices(gpus, devices)
+    return TaskSetting(sweep, presets.models[known.model], script, script.tasks[name], index, gpus, devices,
                        known.big_task_dsc_suffix if is_big else "")
 
 
@@ -77,7 +88,7 @@ def preset_flags(setting: TaskSetting, start: str, stamp: Callable[[], str]) -> 
         "checkpoint": start, "task": task.task, "mask_ratio": sweep.known.mask_ratio,
         "experiment": f"{label}-{stamp()}", "save": f"{start}/{_save_sub(setting)}/{task.task}",
         "data": below(sweep.data_root, f"{script.data}/{task.data}"),
-        "batch_size": str(max(1, script.batch_size // len(device_ids(setting.gpus)))), **task.values}
+        "batch_size": str(max(1, script.batch_size // number_of_devices(setting.gpus, setting.devices))), **task.values}
     words: list[str] = []
     for word in script.flags:
         words += {"<model>": setting.model.flags, "<task>": task.flags}.get(word, (word,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from pathlib import Path
 PORTS = range(10_000, 32_768)
 _TRIED = 200
 _GPU_FILES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+
+Asked = tuple[str, int]
+"""Devices that a trial may be given, as in ``--gpus``, and how many of them it gets; 0 for all."""
 
 
 def has_gpu(environ: Mapping[str, str]) -> bool:
@@ -42,6 +45,24 @@ def device_ids(gpus: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def number_of_devices(gpus: str, count: int) -> int:
+    """Devices of a trial that gets ``count`` of ``gpus``, or all of them (0)."""
+    return count or len(device_ids(gpus))
+
+
+def check_devices(gpus: str, count: int) -> None:
+    """Refuse a trial that is to get more devices than there are, or fewer than none.
+
+    Raises:
+        ValueError: it does, or ``gpus`` cannot be read.
+    """
+    known = len(device_ids(gpus))
+    if count < 0:
+        raise ValueError(f"--gpus_per_trial={count}: give at least 1")
+    if known < count:
+        raise ValueError(f"--gpus_per_trial={count}, but --gpus={gpus} names {known}: name more, or ask for fewer")
+
+
 @dataclass(frozen=True)
 class Lease:
     """Devices that a running trial holds.
@@ -58,23 +79,21 @@ class Lease:
 class DevicePool:
     """Hands out devices; each is held by one trial at a time."""
 
-    def __init__(self, asked: Mapping[str, int | None], *, exclusive: bool, parallel: int | None = None) -> None:
+    def __init__(self, asked: Sequence[Asked], *, exclusive: bool, parallel: int | None = None) -> None:
         """
         Args:
-            asked: devices that trials ask for, as in ``--gpus``, each with how many of them a trial gets; None for all.
+            asked: what trials ask for.
             exclusive: whether devices are handed out; on a CPU any trial may name any number.
             parallel: trials at the same time at most; None for no bound (on a CPU: 1).
 
         Raises:
             ValueError: unreadable devices, or fewer than a trial needs.
         """
-        self.exclusive, self._asked = exclusive, dict(asked)
+        self.exclusive, self._asked = exclusive, list(asked)
         self._leases: list[Lease] = []
         self._busy: set[str] = set()
-        for gpus, count in asked.items():
-            if count is not None and len(device_ids(gpus)) < count:
-                raise ValueError(f"--gpus_per_trial={count}, but --gpus={gpus} names {len(device_ids(gpus))}: name "
-                                 "more, or ask for fewer")
+        for gpus, count in asked:
+            check_devices(gpus, count)
         self.capacity = self._most_leases() if exclusive else parallel or 1
         if exclusive and parallel is not None:
             self.capacity = min(parallel, self.capacity)
@@ -83,8 +102,8 @@ class DevicePool:
         """Trials for which there are devices at the same time."""
         busy: set[str] = set()
         number = 0
-        for gpus in self._asked:
-            while (lease := self._free_lease(gpus, busy)) is not None:
+        for gpus, count in self._asked:
+            while (lease := self._free_lease(gpus, count, busy)) is not None:
                 busy.update(lease.devices)
                 number += 1
         return number
@@ -94,24 +113,24 @@ class DevicePool:
         """Whether no further trial can run now."""
         return len(self._leases) >= self.capacity
 
-    def take(self, gpus: str, *, reserved: Iterable[str] = ()) -> Lease | None:
-        """Devices for a trial that asks for ``gpus``; None while there are not enough.
+    def take(self, gpus: str, count: int, *, reserved: Iterable[str] = ()) -> Lease | None:
+        """Devices for a trial that asks for ``count`` of ``gpus`` (0: all); None while there are not enough.
 
         Args:
             reserved: devices that another trial waits for.
         """
         if self.is_full:
             return None
-        lease = self._free_lease(gpus, set(reserved)) if self.exclusive else Lease()
+        lease = self._free_lease(gpus, count, set(reserved)) if self.exclusive else Lease()
         if lease is not None:
             self._leases.append(lease)
             self._busy.update(lease.devices)
         return lease
 
-    def _free_lease(self, gpus: str, reserved: set[str]) -> Lease | None:
+    def _free_lease(self, gpus: str, count: int, reserved: set[str]) -> Lease | None:
         wanted = device_ids(gpus)
         free = [device for device in wanted if device not in self._busy | reserved]
-        count = self._asked.get(gpus) or len(wanted)
+        count = count or len(wanted)
         if len(free) < count:
             return None
         devices = tuple(free[:count])
@@ -152,8 +171,7 @@ def free_port(taken: Iterable[int] = ()) -> int:
     raise OSError(f"no free port among {_TRIED} tried between {PORTS.start} and {PORTS.stop - 1}")
 
 
-def child_environment(base: Mapping[str, str], asked: Mapping[str, int | None], *, on_gpu: bool,
-                      trials: int) -> dict[str, str]:
+def child_environment(base: Mapping[str, str], asked: Sequence[Asked], *, on_gpu: bool, trials: int) -> dict[str, str]:
     """The environment of a child.
 
     Args:
@@ -161,12 +179,12 @@ def child_environment(base: Mapping[str, str], asked: Mapping[str, int | None], 
         asked: see :class:`DevicePool`. trials: running at the same time at most.
     """
     environment = {**base, "PYTHONUNBUFFERED": "1"}  # the log is read while the child runs
-    ranks = max(count or len(device_ids(gpus)) for gpus, count in asked.items())
+    ranks = max(number_of_devices(gpus, count) for gpus, count in asked)
     if "OMP_NUM_THREADS" not in base:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment["OMP_NUM_THREADS"] = str(max(1, cores // (trials * ranks)))
     if not on_gpu:
         # DeepSpeed's launcher counts devices by LOCAL_SIZE where there is no GPU; unused numbers do no harm.
-        most = 1 + max(int(device.rpartition(":")[2]) for gpus in asked for device in device_ids(gpus))
+        most = 1 + max(int(device.rpartition(":")[2]) for gpus, _ in asked for device in device_ids(gpus))
         environment.update(DS_ACCELERATOR="cpu", LOCAL_SIZE=base.get("LOCAL_SIZE", str(max(8, most))))
     return environment

@@ -66,7 +66,8 @@ def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str,
     plans = []
     for index in range(len(sweep.tasks)):
         setting = task_setting(sweep, index)
-        plans.append(TaskPlan(setting.task.name, tuple(_stages(setting, teachers, stamp, port)), setting.gpus))
+        plans.append(TaskPlan(setting.task.name, tuple(_stages(setting, teachers, stamp, port)), setting.gpus,
+                              setting.devices))
     _check_folders(plans)
     return plans
 

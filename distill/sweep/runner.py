@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import platform
@@ -20,7 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from distill.sweep.campaign import Campaign
-from distill.sweep.devices import DevicePool, child_environment, device_ids, has_gpu, include_text
+from distill.sweep.devices import DevicePool, check_devices, child_environment, has_gpu
 from distill.sweep.display import read_results, show
 from distill.sweep.domains import Domain
 from distill.sweep.flags import SweepArgs, parse
@@ -35,7 +34,7 @@ from distill.sweep.search import GridSearch, OptunaSearch, Search
 from distill.sweep.search_flags import check_search_flags, parse_seeds, split_words
 from distill.sweep.study import FORMAT, STUDY, Study, is_finished, is_locked, opened, read_facts, requeue
 from distill.sweep.trials import FAILED, SKIPPED, WAITING, Trial
-from distill.sweep.types import Point, TaskPlan
+from distill.sweep.types import TaskPlan
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +69,7 @@ def run_sweep(sweep: SweepArgs, *, plan: PlanTasks = plan_tasks, console: Consol
     space = find_search_space(sweep)
     check_search_flags(sweep.known, has_space=bool(space),
                        has_ranges=any(domain.is_range for domain in space.values()))
+    check_devices(sweep.known.gpus, sweep.known.gpus_per_trial or 0)
     if where.facts is None and _as_json(space) != read_facts(where.folder)["searched"]:
         raise ValueError(f"--search_space={sweep.known.search_space} has changed since the sweep in {where.folder} was "
                          "begun: restore it, or begin a new sweep")
@@ -180,15 +180,16 @@ class _Sweep:
         known = sweep.known
         self.study, self.space, self.known = study, space, known
         self.on_gpu = has_gpu(os.environ)
-        asked: dict[str, int | None] = {known.gpus: known.gpus_per_trial}
+        asked = [(known.gpus, known.gpus_per_trial or 0)]
         if known.big_task_gpus is not None:
-            asked.setdefault(known.big_task_gpus, None)
+            asked.append((known.big_task_gpus, 0))
         self.pool = DevicePool(asked, exclusive=self.on_gpu, parallel=known.parallel)
         self.environment = child_environment(os.environ, asked, on_gpu=self.on_gpu, trials=self.pool.capacity)
         searches = {task: self._search(task) for task in sweep.tasks}
         self.campaign = Campaign(
-            study, searches, parse_seeds(known.seeds, known.seed_base), _planner(sweep, plan),
-            Objective(known.objective), prunes=known.pruner != "none")
+            study, searches, parse_seeds(known.seeds, known.seed_base),
+            lambda seed, point: plan(sweep, seed=seed, point=point), Objective(known.objective),
+            prunes=known.pruner != "none")
 
     def _search(self, task: str) -> Search:
         known = self.known
@@ -264,20 +265,6 @@ class _Recorder:
             except OSError as error:  # no reason to end the sweep: it is written again
                 logger.warning("the tables cannot be written now: %s", error)
         self._view.refresh(campaign)
-
-
-def _planner(sweep: SweepArgs, plan: PlanTasks) -> Callable[[int | None, Point], Sequence[TaskPlan]]:
-    """Plans with as many devices as a trial gets (they also divide the batch); any of ``--gpus`` may be given later."""
-    known, gpus = sweep.known, sweep.known.gpus
-    if known.gpus_per_trial:
-        share = include_text(device_ids(gpus)[:known.gpus_per_trial])
-        sweep = replace(sweep, known=argparse.Namespace(**{**vars(known), "gpus": share}))
-
-    def plan_with(seed: int | None, point: Point) -> list[TaskPlan]:
-        plans = plan(sweep, seed=seed, point=point)
-        return [replace(found, gpus=gpus) if found.gpus == sweep.known.gpus else found for found in plans]
-
-    return plan_with
 
 
 def _requeue_failed(trials: Sequence[Trial], study: Study) -> None:

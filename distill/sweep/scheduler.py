@@ -174,7 +174,7 @@ class Scheduler:
                     self._try_to_start(trial, 0, reserved)
 
     def _try_to_start(self, trial: Trial, index: int, reserved: set[str]) -> None:
-        lease = self.pool.take(trial.plan.gpus, reserved=reserved)
+        lease = self.pool.take(trial.plan.gpus, trial.plan.devices, reserved=reserved)
         if lease is None:
             reserved.update(device_ids(trial.plan.gpus))
         else:

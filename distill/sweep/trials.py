@@ -115,7 +115,8 @@ class Trial:
         """The trial that :meth:`plan_as_json` has stored, with nothing run yet."""
         plan = content["plan"]
         return cls(content["id"], content["task"], content["position"], content["number"], Point.of(content["point"]),
-                   content["seed"], TaskPlan(plan["task"], tuple(map(_stage_from_json, plan["stages"])), plan["gpus"]),
+                   content["seed"], TaskPlan(plan["task"], tuple(map(_stage_from_json, plan["stages"])), plan["gpus"],
+                                             plan.get("devices", 0)),
                    content["problem"])
 
 

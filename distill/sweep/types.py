@@ -67,11 +67,19 @@ class StageCommand:
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """The stages of one task, in the order in which they run, and the devices that they ask for (`--gpus` form)."""
+    """What runs for one task.
+
+    Attributes:
+        task: preset name.
+        stages: in the order in which they run.
+        gpus: devices that may be given to them, as in `--gpus`.
+        devices: how many of these they get; 0 for all. The commands are composed for that number.
+    """
 
     task: str
     stages: tuple[StageCommand, ...]
     gpus: str
+    devices: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from distill.sweep import runner
+from distill.sweep.compose import task_setting
 from distill.sweep.flags import SweepArgs, parse
 from distill.sweep.plan import with_point
 from distill.sweep.types import StageCommand, TaskPlan
@@ -30,7 +31,8 @@ def fake_plan(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, 
     if flags.get("--lr") == "impossible":
         raise ValueError("--lr=impossible is no number")
     plans = []
-    for task in sweep.tasks:
+    for position, task in enumerate(sweep.tasks):
+        setting = task_setting(sweep, position)
         own = {"--behaviour": flags.get(f"--behaviour_seed{seed}", flags.get(f"--behaviour_{task}", "ok")),
                **{flag: flags.get(f"{flag}_{flags.get('--lr')}", flags.get(flag)) for flag in ("--score", "--pause")}}
         stages = []
@@ -40,11 +42,11 @@ def fake_plan(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, 
                     "--diary": f"{flags['--data-root']}/diary.jsonl"}
             if stage:
                 rest.update(pair for number, pair in sweep.stage_flags if number == stage)
-            launcher = (sys.executable, str(FAKE), "--master_port=1", f"--include=localhost:{sweep.known.gpus}")
+            launcher = (sys.executable, str(FAKE), "--master_port=1", f"--include={setting.include}")
             pairs = tuple((flag, value) for flag, value in rest.items() if value is not None)
             stages.append(StageCommand(task, stage, (("NCCL_DEBUG", "info"),), launcher, "--script", pairs, None, "",
                                        f"{rest['--save']}/{name}"))
-        plans.append(TaskPlan(task, tuple(stages), sweep.known.gpus))
+        plans.append(TaskPlan(task, tuple(stages), setting.gpus, setting.devices))
     return plans
 
 

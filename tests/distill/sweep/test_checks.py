@@ -90,6 +90,19 @@ def test_missing_files(answers: dict[str, dict[str, Any]], tmp_path: Path, caplo
         check(*words, "--tasks=cb")
 
 
+def test_a_check_is_for_the_devices_of_one_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def ask(stage: str, commands: list[tuple[Any, int]]) -> list[dict[str, Any]]:
+        asked.extend(processes for _, processes in commands)
+        return [{"unknown": [], "problem": ""} for _ in commands]
+
+    monkeypatch.setattr(checks, "_ask", ask)
+    check("--tasks=copa", "--gpus=0,1,2,3", "--gpus_per_trial=2", "--fast-dev-run")
+    check("--tasks=copa", "--gpus=0,1,2,3", "--fast-dev-run")
+    assert asked == [2, 4]
+
+
 def test_other_scripts(answers: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="--py_file=finetune_glm.py does not exist; the scripts are distill/"):
         check("--tasks=copa", "--py_file=finetune_glm.py")

@@ -128,6 +128,16 @@ def test_points_are_mappings_that_compare() -> None:
     assert len({point, Point.of({"--a": "1", "--b": "2"}), Point()}) == 2 and "--c" not in point
 
 
+def test_commands_are_for_the_devices_of_one_trial() -> None:
+    words = ("--gpus=0,1,2,3", "--gpus_per_trial=2", "--tasks=copa,record", "--big_task_gpus=0,1,2,3")
+    small, big = plan(*words)
+    assert (small.gpus, small.devices, big.gpus, big.devices) == ("0,1,2,3", 2, "0,1,2,3", 0)
+    assert "--include=localhost:0,1" in small.stages[0].launcher and small.stages[0].value("--batch-size") == "8"
+    assert "--include=localhost:0,1,2,3" in big.stages[0].launcher and big.stages[0].value("--batch-size") == "4"
+    with pytest.raises(ValueError, match="--gpus_per_trial=3, but --gpus=0,1 names 2"):
+        plan("--gpus=0,1", "--gpus_per_trial=3")
+
+
 def test_two_runs_in_one_folder_are_refused() -> None:
     with pytest.raises(ValueError, match="two runs would write x/y"):
         commands(*TEACHER, "--save=x", "--experiment-name=y", "--again_1__z")

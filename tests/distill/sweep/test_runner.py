@@ -215,6 +215,25 @@ def test_no_device_is_ever_used_twice(tmp_path: Path, monkeypatch: pytest.Monkey
     assert any(one[0] < other[1] and other[0] < one[1] for one, other in itertools.combinations(intervals, 2))
 
 
+def test_a_big_task_gets_all_the_devices_that_others_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "has_gpu", lambda environ: True)
+    words = ("--tasks=copa,record", "--gpus=4,5,6", "--gpus_per_trial=1", "--big_task_gpus=4,5,6", "--lr=grid:1,2")
+    sweep = Sweep(tmp_path, *words)
+    assert sweep.run()[0] == 0
+    assert {name: len(rows[0]["devices"]) for name, rows in sweep.trials.items()} == {
+        "copa-000": 1, "copa-001": 1, "record-000": 3, "record-001": 3}
+    plan = json.loads((sweep.folder / "trials" / "copa-000" / "plan.json").read_text(encoding="utf-8"))["plan"]
+    assert (plan["gpus"], plan["devices"]) == ("4,5,6", 1)
+    assert sweep.resume()[0] == 0
+
+
+def test_too_many_devices_for_a_trial_leave_no_folder_behind(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "--tasks=copa", "--gpus=0,1", "--gpus_per_trial=3")
+    with pytest.raises(ValueError, match="--gpus_per_trial=3, but --gpus=0,1 names 2"):
+        sweep.run()
+    assert not sweep.folder.exists()
+
+
 # Interruptions --------------------------------------------------------------------------------------------------------
 
 
