@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from distill.sweep import display, dry
 from distill.sweep.checks import check_plans
 from distill.sweep.flags import SweepArgs, parse
+from distill.sweep.overruled import refuse_searched
 from distill.sweep.plan import find_search_space, notes, plan_tasks
 from distill.sweep.runner import run_sweep
 from distill.sweep.search_flags import parse_seeds
@@ -62,9 +63,10 @@ def check(sweep: SweepArgs) -> None:
     """Look for what can be known to go wrong, on one choice of the searched values.
 
     Raises:
-        ValueError: nothing of the sweep could work.
+        ValueError: nothing of the sweep could work, or a flag is searched that has no effect.
     """
     space = find_search_space(sweep)
+    refuse_searched(sweep, space)
     seed = parse_seeds(known.seeds, known.seed_base)[0] if (known := sweep.known).seeds else None
     try:
         plans = plan_tasks(sweep, seed=seed, point=dry.example_point(space))

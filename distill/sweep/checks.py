@@ -64,9 +64,14 @@ def find_script(path: str) -> Path:
     raise ValueError(f"--py_file={path} does not exist; the scripts are {' and '.join(_STAGES)}")
 
 
+def script_stage(script: Path) -> str | None:
+    """The name under which a training script reads its flags; None if it is not ours."""
+    return next((stage for name, stage in _STAGES.items() if script.resolve() == REPOSITORY / name), None)
+
+
 def _refusals(sweep: SweepArgs, script: Path, plans: Sequence[TaskPlan]) -> list[Problem]:
     """What the script's own parser and checks say; ValueError for flags that it does not know."""
-    stage = next((stage for name, stage in _STAGES.items() if script.resolve() == REPOSITORY / name), None)
+    stage = script_stage(script)
     if stage is None:
         logger.warning("--py_file=%s is not ours: its flags are not checked", script)
         return []

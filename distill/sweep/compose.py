@@ -15,7 +15,6 @@ from distill.sweep.presets import ModelPreset, ScriptPreset, TaskPreset, fill
 from distill.sweep.types import DEEPSPEED_FLAG, FlagPair
 
 ENVIRONMENT = (("NCCL_DEBUG", "info"), ("NCCL_IB_DISABLE", "0"), ("NCCL_NET_GDR_LEVEL", "2"))
-DEFAULT_SCRIPT = "distill/finetune.py"
 EPOCHS = "--epochs"
 
 

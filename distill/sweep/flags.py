@@ -15,6 +15,7 @@ from distill.sweep.search_flags import add_search_flags
 from distill.sweep.types import FlagPair
 
 DATA_ROOT = "../GLM/data"
+DEFAULT_SCRIPT = "distill/finetune.py"
 DEFAULT_TASKS = "copa,wsc_generative,cb,rte,boolq,wic,wsc,multirc,record"
 _OVERRIDE, _RATE, _ARG_RATE = "--ds_", "--rate_ds_", "--rate_arg_"
 _STAGE = re.compile(r"--again_(\d+)__(\S+)")
@@ -54,6 +55,11 @@ class SweepArgs:
     def data_root(self) -> str:
         """Where checkpoints and data lie: ``--data-root``, which is also passed on, or the published place."""
         return str(Path(dict(self.forwarded).get("--data-root") or DATA_ROOT).expanduser())
+
+    @property
+    def script(self) -> str:
+        """The training script, as it is named."""
+        return self.known.py_file or DEFAULT_SCRIPT
 
     @property
     def is_dry(self) -> bool:

@@ -10,7 +10,6 @@ from datetime import datetime
 from distill.json_files import read_json
 from distill.sweep import deepspeed_files, stages
 from distill.sweep.compose import (
-    DEFAULT_SCRIPT,
     ENVIRONMENT,
     TaskSetting,
     derived_config,
@@ -21,6 +20,7 @@ from distill.sweep.compose import (
 )
 from distill.sweep.domains import SYNTAX, Domain, parse_domain
 from distill.sweep.flags import SweepArgs, flag_names
+from distill.sweep.overruled import overruled
 from distill.sweep.resplit import resplits_of
 from distill.sweep.teacher_entries import TeacherEntries, load_teacher_entries
 from distill.sweep.types import DEEPSPEED_FLAG, FlagPair, StageCommand, TaskPlan
@@ -109,6 +109,9 @@ def find_search_space(sweep: SweepArgs) -> dict[str, Domain]:
         if domain is None:
             raise ValueError(f"--search_space: {flag}: {text!r} is no list or range of values; write {SYNTAX}")
         space[flag] = domain
+    if "--seed" in space and sweep.known.seeds is not None:
+        raise ValueError(f"--seed is searched, and --seeds={sweep.known.seeds} repeats every configuration with seeds "
+                         "of its own: leave out one of both")
     return space
 
 
@@ -139,6 +142,8 @@ def notes(sweep: SweepArgs) -> list[str]:
                      "further stages only with --task_t_load")
     found += [f"--rate_ds_{path} has no effect without --ds_{path}" for path in sweep.rates
               if path not in sweep.overrides]
+    found += [f"{flag} has no effect: the DeepSpeed file replaces it; {way}"
+              for flag, way in overruled(sweep, _searchable(sweep)).items()]
     model = sweep.presets.models[sweep.known.model]
     if "--fp16" not in model.flags and not sweep.known.del_fp16 and "fp16__enabled" not in sweep.overrides:
         found.append(f"--model={model.name} has no --fp16, but its DeepSpeed file gets fp16 all the same, as "
@@ -177,7 +182,7 @@ def _command(setting: TaskSetting, stage: int, flags: list[FlagPair], stamp: Sta
         path = f"{deepspeed_files.FOLDER}/{stamp()}_{random.SystemRandom().randrange(10 ** 6):06}.json"
         flags = [(name, path if name == DEEPSPEED_FLAG else value) for name, value in flags]
     launcher = ("deepspeed", f"--master_port={port()}", f"--include={setting.include}", "--hostfile=")
-    return StageCommand(setting.task.name, stage, ENVIRONMENT, launcher, setting.sweep.known.py_file or DEFAULT_SCRIPT,
+    return StageCommand(setting.task.name, stage, ENVIRONMENT, launcher, setting.sweep.script,
                         tuple(flags), config, path, f"{values['--save']}/{values['--experiment-name']}", resplits)
 
 
