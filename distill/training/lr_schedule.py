@@ -31,6 +31,7 @@ class LearningRateSchedule:
         self.warmup_steps = warmup * num_steps
         self.decay_steps = num_steps - self.warmup_steps
         self.steps = 0
+        self._switched: dict[str, float] | None = None
         if self.warmup_steps > self.decay_steps:
             raise ValueError(f"--warmup={warmup} is longer than the rest of the schedule; at most 0.5")
 
@@ -52,19 +53,27 @@ class LearningRateSchedule:
 
     def switch_to_linear(self, train_steps: int) -> None:
         """``--switch-linear``: from the current rate down to the end of training; the warm-up's length is kept, so a
-        new warm-up comes first (as in the release)."""
-        self.lr = self.rate()
-        self.decay_steps = max(1, train_steps - self.steps)
+        new warm-up comes first (as in the release). A schedule that has not begun or was switched before stays."""
+        if self.steps == 0 or self._switched:
+            return
+        self._follow({"lr": self.rate(), "decay_steps": max(1, train_steps - self.steps)})
         self.steps = 0
-        self.style = "linear"
+
+    def _follow(self, switched: dict[str, float]) -> None:
+        self._switched, self.style = switched, "linear"
+        self.lr, self.decay_steps = switched["lr"], switched["decay_steps"]
 
     def state_dict(self) -> dict[str, Any]:
         """Under the published names; ``num_iters`` is the number of steps taken, ``decay_ratio`` is 1 / rho."""
         return {
             "warmup_iter": self.warmup_steps, "num_iters": self.steps, "decay_style": self.style,
-            "end_iter": self.decay_steps, "decay_ratio": 1 / self.decay_ratio if self.decay_ratio else math.inf}
+            "end_iter": self.decay_steps, "decay_ratio": 1 / self.decay_ratio if self.decay_ratio else math.inf,
+            **({"switched": self._switched} if self._switched else {})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the position and the warm-up; shape and length stay those of the command line, as published."""
+        """Restore the position and the warm-up; shape and length stay those of the command line, as published, but for
+        a schedule that was switched to linear."""
         self.warmup_steps = float(state["warmup_iter"])
         self.steps = int(state["num_iters"])
+        if switched := state.get("switched"):
+            self._follow(switched)

@@ -67,3 +67,22 @@ def test_switch_to_linear_starts_from_the_current_rate() -> None:
     schedule.switch_to_linear(10)
     found = rates(schedule, 7)
     assert found[0] == pytest.approx(current) and found[6] == pytest.approx(0.1 * current)
+
+
+def test_a_switched_schedule_goes_on_after_a_resume() -> None:
+    def fresh() -> LearningRateSchedule:
+        return LearningRateSchedule(1.0, 40, warmup=0.1, style="cosine")
+
+    schedule, resumed = fresh(), fresh()
+    rates(schedule, 9)
+    schedule.switch_to_linear(40)
+    rates(schedule, 7)
+    resumed.load_state_dict(schedule.state_dict())
+    resumed.switch_to_linear(40)  # the flag is still there
+    assert rates(resumed, 20) == rates(schedule, 20)
+
+
+def test_a_schedule_that_has_not_begun_is_not_switched() -> None:
+    schedule, plain = (LearningRateSchedule(1.0, 10, warmup=0.2, style="cosine") for _ in range(2))
+    schedule.switch_to_linear(10)  # its rate is 0, which would be the peak of the new one
+    assert rates(schedule, 10) == rates(plain, 10)
