@@ -77,7 +77,7 @@ def resolve(args: Any, config: Mapping[str, Any], *, on_gpu: bool, data_size: in
     _override_args(args, result)
     _resolve_precision(args, result, on_gpu)
     _resolve_zero(result, on_gpu)
-    _resolve_optimizer(result, on_gpu)
+    _resolve_optimizer(args, result, on_gpu)
     _check_total(args, result, data_size)
     _finish(args, result)
     return result
@@ -157,9 +157,11 @@ def _override_args(args: Any, result: ResolvedConfig) -> None:
     file_values: dict[str, Any] = {"gradient_accumulation_steps": int(config.get("gradient_accumulation_steps", 1))}
     if "train_micro_batch_size_per_gpu" in config:
         file_values["batch_size"] = int(config["train_micro_batch_size_per_gpu"])
-    for key, name in (("lr", "lr"), ("weight_decay", "weight_decay")):
+    for key, name in (("lr", "lr"), ("weight_decay", "weight_decay"), ("eps", "adam_eps")):
         if key in params:
             file_values[name] = float(params[key])
+    if "betas" in params:
+        file_values["adam_beta1"], file_values["adam_beta2"] = map(float, params["betas"])
     file_values["clip_grad"] = float(config.get("gradient_clipping", 0.0))
     losers = []
     for name, value in file_values.items():
@@ -167,8 +169,22 @@ def _override_args(args: Any, result: ResolvedConfig) -> None:
         if given != value:
             losers.append(f"--{name.replace('_', '-')} {given} -> {value}")
     result.overrides.update(file_values)
+    losers += _unread_flags(args, config)
     if losers:
         result.notes.append("the DeepSpeed file replaces values of the command line: " + ", ".join(losers))
+
+
+def _unread_flags(args: Any, config: Mapping[str, Any]) -> list[str]:
+    """Flags that are given, and that the file decides about in other words, where they differ."""
+    file_zero, file_fp16 = config.get("zero_optimization", {}), {**_FP16_BLOCK, **config.get("fp16", {})}
+    pairs = [("--zero_stage", args.zero_stage, 0, file_zero.get("stage", 0)),
+             ("--cpu_offload", args.cpu_offload, False, bool(file_zero.get("cpu_offload", False)))]
+    if args.fp16 or file_fp16.get("enabled"):
+        pairs += [("--loss-scale", args.loss_scale, None, file_fp16["loss_scale"] or None),
+                  ("--loss-scale-window", args.loss_scale_window, 1000, file_fp16["loss_scale_window"]),
+                  ("--min-scale", args.min_scale, 1, file_fp16["min_loss_scale"]),
+                  ("--hysteresis", args.hysteresis, 2, file_fp16["hysteresis"])]
+    return [f"{flag} {given} -> {value}" for flag, given, default, value in pairs if given not in (default, value)]
 
 
 def _resolve_precision(args: Any, result: ResolvedConfig, on_gpu: bool) -> None:
@@ -222,19 +238,35 @@ def _resolve_zero(result: ResolvedConfig, on_gpu: bool) -> None:
             result.notes.append("no GPU: cpu_offload has nothing to do and is left out")
     elif offload:
         block["offload_optimizer"] = {"device": "cpu"}
+    if stage == 1 and block["overlap_comm"] and result.overrides["gradient_accumulation_steps"] > 1:
+        # DeepSpeed 0.19 then reduces only what the last micro-batch has a gradient for: layers drawn by a method would
+        # be updated by each rank from its own share.
+        block["overlap_comm"] = False
+        result.notes.append("overlap_comm is switched off: with accumulation at ZeRO stage 1 it leaves out gradients")
+    data_types = config.get("data_types", {}).get("grad_accum_dtype")
+    if stage == 1 and result.overrides["bf16"] and data_types not in (None, "bf16"):
+        raise ValueError(f"data_types.grad_accum_dtype {data_types!r} in the DeepSpeed file needs ZeRO stage 2 with "
+                         "bf16; set zero_optimization.stage to 2")
     config["zero_optimization"] = block
     config["zero_allow_untested_optimizer"] = True
     config["zero_force_ds_cpu_optimizer"] = False
     result.overrides["zero_stage"] = stage
 
 
-def _resolve_optimizer(result: ResolvedConfig, on_gpu: bool) -> None:
-    """Torch's Adam always: it resumes bit for bit and compiles nothing. Decoupled weight decay, as everywhere here."""
+def _resolve_optimizer(args: Any, result: ResolvedConfig, on_gpu: bool) -> None:
+    """Torch's Adam always: it resumes bit for bit and compiles nothing. Decoupled weight decay, as everywhere here.
+
+    What the file does not say about it comes from the command line.
+    """
     block = result.config.setdefault("optimizer", {"type": "Adam", "params": {}})
     if str(block.get("type", "Adam")).lower() not in ("adam", "adamw"):
         raise ValueError(f"optimizer.type {block['type']!r} in the DeepSpeed file is not supported; use Adam")
     params = block.setdefault("params", {})
     block["type"] = "Adam"
+    beta1, beta2 = params.setdefault("betas", [args.adam_beta1, args.adam_beta2])
+    params.setdefault("eps", args.adam_eps)
+    params.setdefault("weight_decay", args.weight_decay)
+    result.overrides.update(adam_beta1=float(beta1), adam_beta2=float(beta2), adam_eps=float(params["eps"]))
     params["torch_adam"] = True
     params["adam_w_mode"] = True
     if on_gpu and "offload_optimizer" not in result.config.get("zero_optimization", {}):

@@ -20,7 +20,9 @@ FILE = {
 
 def arguments(**changes: Any) -> SimpleNamespace:
     values = dict(batch_size=8, gradient_accumulation_steps=1, lr=1e-5, weight_decay=0.01, clip_grad=1.0, fp16=True,
-                  bf16=False, args_to_ds_config=False, zero_stage=0, cpu_offload=False)
+                  bf16=False, args_to_ds_config=False, zero_stage=0, cpu_offload=False,
+                  adam_beta1=0.9, adam_beta2=0.999, adam_eps=1e-8, loss_scale=None,
+                  loss_scale_window=1000.0, min_scale=1.0, hysteresis=2)
     return SimpleNamespace(**{**values, **changes})
 
 
@@ -43,6 +45,36 @@ def test_missing_accumulation_in_the_file_means_one() -> None:
 def test_a_file_without_batch_size_takes_the_command_line() -> None:
     result = resolve(arguments(), {"optimizer": {"type": "Adam", "params": {}}}, on_gpu=True)
     assert result.config["train_micro_batch_size_per_gpu"] == 8 and "batch_size" not in result.overrides
+
+
+def test_what_the_file_does_not_say_about_adam_comes_from_the_command_line() -> None:
+    args = arguments(weight_decay=0.1, adam_beta2=0.95, adam_eps=1e-6)
+    for file in ({}, {"optimizer": {"type": "Adam", "params": {"lr": 4e-4}}}):
+        params = resolve(args, file, on_gpu=True).config["optimizer"]["params"]
+        assert (params["weight_decay"], params["betas"], params["eps"]) == (0.1, [0.9, 0.95], 1e-6)
+    result = resolve(args, FILE, on_gpu=True)
+    assert [result.overrides[f"adam_{name}"] for name in ("beta1", "beta2", "eps")] == [0.9, 0.98, 1e-6]
+    (note,) = [note for note in result.notes if "replaces" in note]
+    assert "--adam-beta2 0.95 -> 0.98" in note and "--adam-eps" not in note
+
+
+def test_given_flags_that_the_file_decides_about_are_named() -> None:
+    given = arguments(zero_stage=2, cpu_offload=True, loss_scale=128.0, min_scale=4.0)
+    (note,) = [note for note in resolve(given, FILE, on_gpu=True).notes if "replaces" in note]
+    assert "--zero_stage 2 -> 0" in note and "--cpu_offload True -> False" in note
+    assert "--loss-scale 128.0 -> None" in note and "--min-scale 4.0 -> 1" in note
+    same = arguments(zero_stage=1, loss_scale_window=500.0)
+    notes = resolve(same, {**FILE, "zero_optimization": {"stage": 1}}, on_gpu=True).notes
+    assert not any("--zero_stage" in note or "--loss-scale" in note for note in notes)
+
+
+def test_overlapping_communication_would_leave_out_gradients_at_stage_one() -> None:
+    file = {**FILE, "zero_optimization": {"stage": 1, "overlap_comm": True}}
+    result = resolve(arguments(), file, on_gpu=True)
+    assert result.config["zero_optimization"]["overlap_comm"] is False
+    assert any("overlap_comm is switched off" in note for note in result.notes)
+    for change in ({"gradient_accumulation_steps": 1}, {"zero_optimization": {"stage": 2, "overlap_comm": True}}):
+        assert resolve(arguments(), {**file, **change}, on_gpu=True).config["zero_optimization"]["overlap_comm"] is True
 
 
 def test_args_to_ds_config_turns_it_round_but_not_for_lr() -> None:
@@ -93,10 +125,12 @@ def test_torch_adam_always() -> None:
 @pytest.mark.parametrize(("change", "message"), [
     ({"zero_optimization": {"stage": 3}}, "ZeRO stage 3"),
     ({"optimizer": {"type": "Lamb", "params": {}}}, "Lamb"),
+    ({"fp16": {}, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1},
+      "data_types": {"grad_accum_dtype": "fp32"}}, "grad_accum_dtype 'fp32' .* needs ZeRO stage 2"),
 ])
 def test_what_cannot_work_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        resolve(arguments(), {**FILE, **change}, on_gpu=True)
+        resolve(arguments(fp16=False), {**FILE, **change}, on_gpu=True)
 
 
 def test_fp16_and_bf16_exclude_each_other() -> None:
