@@ -6,6 +6,7 @@ of a step, count a missing gradient as zero, and use the same Adam; in fp32 they
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,8 +24,8 @@ class StepResult:
     """What an optimizer step did.
 
     Attributes:
-        applied: False after an fp16 overflow; weights and schedule stay then.
-        grad_norm: L2 norm over all model-parallel ranks, before clipping; inf after an overflow.
+        applied: False if a gradient was infinite or NaN, as after an fp16 overflow; weights and schedule stay then.
+        grad_norm: L2 norm over all model-parallel ranks, before clipping; inf or NaN where nothing was applied.
         loss_scale: in fp16, the scale of the losses of this step.
     """
 
@@ -171,6 +172,9 @@ class PlainEngine:
             torch._foreach_mul_(grads, 1.0 / scale)
             self.scaler.update(overflow=False)
         norm = gradients.gradient_norm(self._masters, grads)
+        if not math.isfinite(norm):  # a finite loss may have such a gradient; one step with it ends the run
+            self.optimizer.zero_grad(set_to_none=True)
+            return StepResult(False, norm, scale)
         gradients.clip(grads, norm, self.clip_grad)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -265,6 +269,9 @@ class DeepSpeedEngine:
             gradients.fill_missing(self._parameters)
             grads = [parameter.grad for parameter in self._parameters]
             norm = gradients.gradient_norm(self._parameters, grads)
+            if not math.isfinite(norm):  # as the optimizers of the other stages do
+                self._engine.zero_grad()
+                return StepResult(False, norm, scale)
             gradients.clip(grads, norm, self.clip_grad)
         self._engine.step()
         applied = not getattr(self._optimizer, "overflow", False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -176,6 +177,25 @@ def test_loss_scaler() -> None:
     static = DynamicLossScaler(arguments(loss_scale=128.0))
     static.update(True)
     assert static.scale == 128.0
+
+
+@pytest.mark.parametrize("stage", [None, 0, 1, 2])
+def test_a_gradient_that_is_not_finite_changes_nothing(stage: int | None) -> None:
+    """Though the loss is finite, as that of sqrt at 0."""
+    args, net = arguments() if stage is None else deepspeed_arguments(stage), make_net()
+    with running(args):
+        engine = engines.build_engine(net, args)
+        before = [parameter.detach().clone() for parameter in net.parameters()]
+        for broken in (True, False):
+            at_zero = (0.0 * net.unused.sum()).sqrt if broken else net.unused.new_zeros(()).sqrt
+            loss = engine.compute(lambda at_zero=at_zero: net(torch.ones(4, 6)) + at_zero())
+            assert loss.isfinite()
+            engine.backward(loss, weight=1.0, is_last=True)
+            result = engine.step(0.01)
+            assert result.applied is not broken and math.isfinite(result.grad_norm) is not broken
+            if broken:
+                assert all(torch.equal(*pair) for pair in zip(before, net.parameters(), strict=True))
+    assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
 def test_zero_loss_has_zero_gradients_even_for_broken_weights() -> None:
