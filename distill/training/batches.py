@@ -183,6 +183,11 @@ def _reduce(sums: list[int], maxima: list[int], device: torch.device) -> tuple[l
     return total.tolist(), largest.tolist()
 
 
+def stop_is_asked(stop: bool, device: torch.device) -> bool:
+    """Whether any rank was asked to stop. Every rank has to call it."""
+    return bool(_reduce([0], [int(stop)], device)[1][0])
+
+
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on ``device``; on a CPU the same tensors."""
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

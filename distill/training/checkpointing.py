@@ -157,9 +157,24 @@ def _progress(session: Session) -> dict[str, Any]:
         "iteration": session.iteration,
         "training": {
             "position": session.position, "steps": session.steps, "epochs_done": session.epochs_done,
-            "pending_from": session.pending_from,
+            "pending_from": session.pending_from, "cut": _cut(session),
             "train_iters": session.run.train_iters, "best": asdict(session.best)},
         "method_state": method_state() if method_state is not None else {}}
+
+
+def _cut(session: Session) -> dict[str, int]:
+    """How the run cuts its data; positions are counted in these pieces."""
+    return {"batch_size": session.args.batch_size, "accumulation": session.source.accumulation if session.source else 1,
+            "data_parallel": parallel_state().data_size}
+
+
+def _check_cut(session: Session, saved: dict[str, int]) -> None:
+    own = _cut(session)
+    if session.source is not None and saved != own:
+        words = [", ".join(f"{name.replace('_', '-')} {value}" for name, value in cut.items()) for cut in (saved, own)]
+        raise ValueError(f"--load={session.args.load} was saved by a run with {words[0]}; this one has {words[1]}, and "
+                         "the place in the data is counted in these. Keep --batch-size, accumulation and the number of "
+                         "ranks, or start from the weights with --load-pretrained")
 
 
 def _combiner_memory(session: Session) -> dict[str, Any]:
@@ -192,6 +207,7 @@ def _restore_progress(session: Session, extras: dict[str, Any]) -> None:
         session.position = int(extras.get("iteration") or 0) * session.source.per_iteration
         session.steps = int(extras.get("iteration") or 0)
         return
+    _check_cut(session, training.get("cut", _cut(session)))
     session.position, session.steps = int(training["position"]), int(training["steps"])
     session.epochs_done = int(training["epochs_done"])
     session.pending_from = training.get("pending_from")

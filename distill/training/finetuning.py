@@ -204,7 +204,8 @@ def check_labels(session: Session, data: TaskData) -> None:
 def score_at_the_end(session: Session, data: TaskData) -> dict[str, float]:
     """Scores and predictions of the best weights (the last ones with ``--no-validation``)."""
     args = session.args
-    if data.train is not None and not args.no_validation and load_best(session):
+    # Without a score of its own, a "best" in the folder is that of an earlier run.
+    if data.train is not None and not args.no_validation and session.best.score is not None and load_best(session):
         logger.info("scoring the best checkpoint (epoch %d)", session.best.epoch)
     scores, predicted = score(session, data.spec, data.dev)
     if scores:

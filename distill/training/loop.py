@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from distill.training.batches import Window, windows
+from distill.training.batches import Window, stop_is_asked, windows
 from distill.training.checkpointing import save_training_state
 from distill.training.engine import StepResult, zero_loss
 from distill.training.evaluate import EvaluationStopped
@@ -29,6 +29,9 @@ from model.parallel import backend
 from model.parallel.groups import parallel_state
 
 logger = logging.getLogger(__name__)
+
+#: A run ends after so many steps in a row without an update. A dynamic fp16 scale needs about 30 to find its place.
+IDLE_STEPS = 100
 
 
 class Events(Protocol):
@@ -74,7 +77,7 @@ def train(session: Session, events: Events) -> bool:
         events.before_training()
     log = _Log(session, total)
     progress = Progress(total, session.iteration, is_main=session.runtime.is_main)
-    last_save = time.monotonic()
+    last_save, idle = time.monotonic(), 0
     session.model.train()
     try:
         with StopSignal() as stop, _asked_by_evaluations(session, stop):
@@ -82,12 +85,16 @@ def train(session: Session, events: Events) -> bool:
                 return False
             for window in windows(source, session.position, session.runtime.device, lambda: stop.received):
                 if window.stop:
-                    logger.warning("asked to stop: saving iteration %d", session.iteration)
-                    save_training_state(session, tracker=session.best.score is None)
-                    return False
+                    return _stopped(session)
                 before, lr = session.iteration, session.schedule.rate()
                 report = train_step(session, window, lr)
                 session.position += len(window.batches)
+                idle = 0 if report.result is not None and report.result.applied else idle + 1
+                if idle == IDLE_STEPS:
+                    raise ValueError(
+                        f"{IDLE_STEPS} steps in a row left the weights as they were: the loss or its gradient was NaN "
+                        f"or infinite (iteration {session.iteration}). Lower --lr, look at the terms that the log "
+                        "names, and go on from an earlier checkpoint with --load")
                 log.add(before, window, report, lr)
                 progress.update(session.iteration - before, loss=report.loss, tokens_per_second=log.tokens_per_second,
                                 memory=backend.peak_memory(session.runtime.device))
@@ -98,11 +105,20 @@ def train(session: Session, events: Events) -> bool:
                     save_training_state(session, tracker=session.best.score is None)
                     last_save = time.monotonic()
                 log.exclude(time.monotonic() - trained_until)
+            if stop_is_asked(stop.received, session.runtime.device):  # during the last step or what follows it
+                return _stopped(session)
     finally:
         progress.close()
     run.iteration = session.iteration
     log.summarise()
     return True
+
+
+def _stopped(session: Session) -> bool:
+    """Save after SIGTERM; the answer of :func:`train`."""
+    logger.warning("asked to stop: saving iteration %d", session.iteration)
+    save_training_state(session, tracker=session.best.score is None)
+    return False
 
 
 @contextmanager
@@ -269,14 +285,16 @@ class _Log:
             self._losses.append(report.loss)
         for what, spent in report.seconds.items():
             self._seconds[what] = self._seconds.get(what, 0.0) + spent
-        backend.synchronize(session.runtime.device)
+        is_due = crossed(session.args.log_interval, before, after) or after == self.total
+        if is_due:  # in other steps the device may go on while the next batches are fetched
+            backend.synchronize(session.runtime.device)
         seconds = max(1e-9, time.monotonic() - self._started)
         self.tokens_per_second = self._tokens / seconds
-        if crossed(session.args.log_interval, before, after) or after == self.total:
+        if is_due:
             if not session.has_labels:
                 report.hard_loss = float("nan")
                 report.parts.pop("Train/hard_loss", None)
-            self._write(after, window, report, lr, _mean_parts(report.parts), seconds)
+            self._write(after, window, report, lr, _mean_parts(report.parts, session.runtime.device), seconds)
             self._reset()
 
     def _write(self, iteration: int, window: Window, report: StepReport, lr: float, parts: dict[str, float],
@@ -305,12 +323,15 @@ class _Log:
         logger.info(train_line(iteration, self.total, {**values, "loss": mean_loss}, samples=samples))
 
 
-def _mean_parts(parts: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The loss terms averaged over the data-parallel ranks, which all have the same ones."""
+def _mean_parts(parts: dict[str, torch.Tensor], device: torch.device) -> dict[str, float]:
+    """The loss terms averaged over the data-parallel ranks, which all have the same ones.
+
+    What a method records as a plain number lies on the CPU.
+    """
     if not parts:
         return {}
     tags = sorted(parts)
-    values = torch.stack([parts[tag] for tag in tags])
+    values = torch.stack([parts[tag].to(device) for tag in tags])
     state = parallel_state()
     if state.data_size > 1:
         dist.all_reduce(values, group=state.data_group)

@@ -74,7 +74,7 @@ def run_pretraining(args: Any, runtime: Runtime, rehearsal: Rehearsal | None = N
     folder = plan_run_folder(args)
     tokenizer = tokenizer_from_args(args)
     data = build_pretrain_data(args, tokenizer, data_rank=state.data_rank, data_size=state.data_size,
-                               max_documents=rehearsal.max_documents if rehearsal else None)
+                               is_writer=runtime.is_main, max_documents=rehearsal.max_documents if rehearsal else None)
     if args.train_iters > 0 and data.train is None:
         raise ValueError("there is no training text: give --train-data, and a first share above 0 in --split")
     source = None

@@ -106,6 +106,14 @@ def test_sigterm_saves_and_the_resumed_run_is_the_same(runs: Runs, ranks: int, w
     assert exact(runs.folder / "a") == exact(runs.folder / "whole")
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_in_the_last_step_saves(runs: Runs, ranks: int) -> None:
+    ends = runs("a", ranks=ranks, fault=Fault("terminate", "step", 8, rank=0))
+    assert [end.code for end in ends] == [STOPPED] * ranks
+    assert read_tracker(runs.saved("a"), TRAINING_TRACKER) == "8"
+
+
 def test_what_there_is_to_resume(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert checkpoint_to_resume(folder) is None
@@ -152,6 +160,28 @@ def test_the_best_of_a_run_that_goes_on_elsewhere_is_scored(world: Path, tmp_pat
     with caplog.at_level("INFO"):
         assert run("finetune", [*flags, f"--save={tmp_path / 'two'}", f"--load={tmp_path / 'one' / 'copa'}"]) == 0
     assert "scoring the best checkpoint" in caplog.text and not (tmp_path / "two" / "copa" / "best").exists()
+
+
+def test_the_best_of_an_earlier_run_is_not_scored(world: Path, tmp_path: Path,
+                                                  caplog: pytest.LogCaptureFixture) -> None:
+    flags = [*finetune_flags(world, **{"epochs": 1}), f"--save={tmp_path}"]
+    assert run("finetune", flags) == 0 and (tmp_path / "copa" / "best").exists()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert run("finetune", [*flags, "--overwrite", "--eval-epoch=5"]) == 0
+    assert "scoring the best checkpoint" not in caplog.text
+
+
+@pytest.mark.parametrize(("stage", "change"), [
+    ("pretrain", "--batch-size=2"), ("pretrain", "--gradient-accumulation-steps=2"), ("finetune", "--batch-size=2")])
+def test_another_cut_of_the_data_is_refused(world: Path, tmp_path: Path, stage: str, change: str) -> None:
+    flags = (pretrain_flags(world, **{"save-interval": 2, "train-iters": 2}) if stage == "pretrain"
+             else finetune_flags(world, **{"save-epoch": 1}))
+    flags.append(f"--save={tmp_path}")
+    assert run(stage, flags) == 0
+    (folder,) = tmp_path.iterdir()
+    with pytest.raises(ValueError, match="was saved by a run with batch-size .* start from the weights"):
+        run(stage, [*flags, f"--load={folder}", change])
 
 
 def test_half_a_record_is_dropped(tmp_path: Path) -> None:

@@ -60,6 +60,23 @@ def test_a_nan_loss_adds_nothing(world: Path, tmp_path: Path, monkeypatch: pytes
     assert found[1]["loss"] == pytest.approx(found[0]["loss"] / 2, rel=0.2)
 
 
+def test_a_run_that_never_steps_ends(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "IDLE_STEPS", 3)
+    break_losses(monkeypatch, {(0, 0), (1, 0), *((iteration, 0) for iteration in range(3, 9))})
+    with pytest.raises(ValueError, match=r"3 steps in a row left the weights as they were.*iteration 6\)"):
+        run("pretrain", pretrain_flags(world, **{"train-iters": 9, "eval-interval": 0}))
+
+
+def test_terms_of_several_devices_are_averaged() -> None:
+    """A method may record plain numbers, which lie on the CPU; there is no second device here but "meta"."""
+    parts = {"a": torch.zeros((), device="meta"), "b": torch.tensor(0.5)}
+    with pytest.raises(Exception, match="meta"):
+        torch.stack(list(parts.values()))
+    with pytest.raises(Exception, match=r"(?i)meta tensor|item"):  # moved there together; it has no values to read
+        loop._mean_parts(parts, torch.device("meta"))
+    assert loop._mean_parts({"b": torch.tensor(0.5)}, torch.device("cpu")) == {"b": 0.5}
+
+
 def nan_on_one_rank(flags: list[str]) -> int:
     """Only the second data-parallel rank sees a NaN."""
     rank = torch.distributed.get_rank()
