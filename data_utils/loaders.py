@@ -113,13 +113,14 @@ class PretrainData:
 
 
 def build_pretrain_data(args: argparse.Namespace, tokenizer: Tokenizer, *, data_rank: int = 0, data_size: int = 1,
-                        max_documents: int | None = None) -> PretrainData:
+                        is_writer: bool = True, max_documents: int | None = None) -> PretrainData:
     """Loaders for ``--train-data``, ``--valid-data`` and ``--test-data``.
 
     The corpus is tokenized on first use; of several ranks one does it, the others wait. Evaluation parts take
     ``--eval-batch-size`` and ``--eval-seq-length`` where given.
 
     Args:
+        is_writer: this rank writes what ``--save-splits`` and ``--save-test-data`` name; one of all ranks does.
         max_documents: read only the first documents of each corpus (dry runs).
 
     Raises:
@@ -135,7 +136,7 @@ def build_pretrain_data(args: argparse.Namespace, tokenizer: Tokenizer, *, data_
         shard = data_rank % args.loader_scatter
         rank, size = data_rank // args.loader_scatter, data_size // args.loader_scatter
         seed_name = f"shard{shard}/"
-    parts = _document_parts(args, tokenizer, shard=shard, is_writer=data_rank == 0, max_documents=max_documents)
+    parts = _document_parts(args, tokenizer, shard=shard, is_writer=is_writer, max_documents=max_documents)
     config = BlockLMConfig.from_args(args)
     loaders: dict[str, BlockLMLoader] = {}
     for name, documents in parts.items():
