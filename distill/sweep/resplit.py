@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from distill.sweep.presets import REPOSITORY
+from distill.sweep.process import MARK, end_all
 from distill.sweep.types import FlagPair
 
 logger = logging.getLogger(__name__)
 
 _STUDENT, _TEACHERS = ("--load-pretrained",), ("--teacher_load_pretrained", "--mt_load_pretrained")
 _SIZE = re.compile(r"_MP(\d+)$")
+CHANGE_MP = REPOSITORY / "change_mp.py"
 _TRACKER = "latest_checkpointed_iteration.txt"
+#: Seconds between two looks at whether the launcher is to end, while another one cuts the same checkpoint.
+_LOOK = 0.5
 
 
 def resplits_of(flags: Sequence[FlagPair]) -> tuple[list[FlagPair], tuple[tuple[str, str], ...]]:
@@ -49,19 +56,84 @@ def resplits_of(flags: Sequence[FlagPair]) -> tuple[list[FlagPair], tuple[tuple[
     return result, tuple(found.items())
 
 
-def perform(resplits: Iterable[tuple[str, str]], fixed: str = "") -> None:
-    """Cut what is not there yet, one process at a time for each checkpoint.
+class Cutter:
+    """Cuts checkpoints in processes of their own: the launcher does not need torch, and the weights leave the memory.
 
-    Args:
-        fixed: parameters that every rank holds whole, separated by semicolons.
-
-    Raises:
-        ValueError: a checkpoint could not be cut; with what ``change_mp.py`` says.
+    They are in sessions of their own, so that Ctrl-C in a terminal is for the launcher alone, which ends them; and they
+    carry a mark (see :mod:`~distill.sweep.process`), by which a later launcher finds those that a killed one has left.
     """
-    for source, target in resplits:
-        with FileLock(_lock_file(target)):
-            if not Path(target).exists():
-                _change_mp(source, target, fixed)
+
+    def __init__(self, fixed: str = "", mark: str = "") -> None:
+        """
+        Args:
+            fixed: parameters that every rank holds whole, separated by semicolons. mark: of the processes.
+        """
+        self.fixed, self.mark = fixed, mark
+        self._stopped = threading.Event()
+
+    def perform(self, resplits: Iterable[tuple[str, str]]) -> None:
+        """Cut what is not there yet, one process at a time for each checkpoint.
+
+        Raises:
+            ValueError: a checkpoint could not be cut, with what ``change_mp.py`` says; or :meth:`stop` was called.
+        """
+        for source, target in resplits:
+            if Path(target).exists():  # also for those who may not write to the lock file of another user
+                continue
+            with self._locked(target):
+                if not Path(target).exists():
+                    self._change_mp(source, target)
+
+    def stop(self) -> None:
+        """End what is being cut, and begin nothing more; for another thread than that of :meth:`perform`."""
+        self._stopped.set()
+        end_all(self.mark.__eq__, grace=0)  # half a checkpoint lies under another name
+
+    @contextmanager
+    def _locked(self, target: str) -> Iterator[None]:
+        lock = FileLock(_lock_file(target))
+        while True:
+            self._check_stopped()
+            with suppress(Timeout):
+                lock.acquire(timeout=_LOOK)
+                break
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _check_stopped(self) -> None:
+        if self._stopped.is_set():
+            raise ValueError("the launcher was asked to end")
+
+    def _change_mp(self, source: str, target: str) -> None:
+        size = _size_of(target)
+        logger.info("%s is cut for model-parallel size %d", source, size)
+        process = subprocess.Popen(
+            [sys.executable, str(CHANGE_MP), *change_mp_words(source, target, self.fixed)], text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env={**os.environ, MARK: self.mark}, start_new_session=True)
+        if self._stopped.is_set():  # while it was started, when nobody could find it
+            process.kill()
+        out, err = process.communicate()
+        if process.returncode:
+            self._check_stopped()
+            lines = [line for line in err.splitlines() if line.strip()]
+            raise ValueError(f"{source} cannot be cut for model-parallel size {size}: "
+                             f"{lines[-1] if lines else f'exit status {process.returncode}'}")
+        made = out.splitlines()[-1]
+        if made != target:
+            Path(made).rename(target)
+
+
+def change_mp_words(source: str, target: str, fixed: str) -> list[str]:
+    """The words behind ``change_mp.py``; it writes ``source`` with ``_MP<size>`` behind it, whatever ``target`` is."""
+    words = [source.rstrip("/"), str(_size_of(target))]
+    return [*words, f"--fix_module_parameters={fixed}"] if fixed else words
+
+
+def _size_of(target: str) -> int:
+    return int(match[1]) if (match := _SIZE.search(target)) else 1
 
 
 def _lock_file(target: str) -> Path:
@@ -93,19 +165,3 @@ def _number_of_parts(folder: Path) -> int | None:
         words = tracker.read_text(encoding="utf-8").split()
         folder = folder / (words[-1] if words else "")
     return len(list(folder.glob("mp_rank_*_model_states.pt"))) or None
-
-
-def _change_mp(source: str, target: str, fixed: str) -> None:
-    """In a process of its own: the launcher does not need torch, and the weights leave the memory."""
-    size = int(match[1]) if (match := _SIZE.search(target)) else 1
-    logger.info("%s is cut for model-parallel size %d", source, size)
-    words = [sys.executable, str(REPOSITORY / "change_mp.py"), source.rstrip("/"), str(size),
-             f"--fix_module_parameters={fixed}"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise ValueError(f"{source} cannot be cut for model-parallel size {size}: "
-                         f"{lines[-1] if lines else f'exit status {done.returncode}'}")
-    made = done.stdout.splitlines()[-1]
-    if made != target:
-        Path(made).rename(target)

@@ -26,7 +26,7 @@ from distill.sweep.flags import SweepArgs, parse
 from distill.sweep.live import View, print_summary, watching
 from distill.sweep.plan import find_search_space, fresh_stamp, plan_tasks
 from distill.sweep.report_page import write_report
-from distill.sweep.resplit import perform
+from distill.sweep.resplit import Cutter
 from distill.sweep.results import Summary, summarize, write_result_list, write_tables
 from distill.sweep.scheduler import Limits, Scheduler, Surroundings
 from distill.sweep.scores import Objective
@@ -212,7 +212,7 @@ class _Sweep:
         limits = Limits(known.trial_timeout, known.max_retries, known.retry_wait, known.grace)
         surroundings = Surroundings(
             self.environment, is_quiet=not self.on_gpu, chains=known.stage_from == "previous",
-            prepare=lambda command: perform(command.resplits, known.fix_module_parameters_mp))
+            cutter=Cutter(known.fix_module_parameters_mp, f"{study.id}:prepare"))
         study.record("started", process=os.getpid(), words=sys.argv[1:])
         with watching(console, study, campaign) as view:
             recorder = _Recorder(view, self._write)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +19,7 @@ from distill.sweep.devices import DevicePool, Lease, device_ids, free_port
 from distill.sweep.files import write_json, write_text
 from distill.sweep.outcome import Outcome, judge
 from distill.sweep.process import GRACE, Child, Identity, end_all
+from distill.sweep.resplit import Cutter
 from distill.sweep.scores import read_curve
 from distill.sweep.study import Study, requeue
 from distill.sweep.trials import (
@@ -63,13 +64,13 @@ class Surroundings:
     Attributes:
         environment: of every child. is_quiet: see :func:`runnable`.
         chains: whether a stage starts from the one before it, not from the first one.
-        prepare: cuts the checkpoints of a command anew where it needs that; ValueError if that fails.
+        cutter: cuts the checkpoints of commands anew, where they need that.
     """
 
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     is_quiet: bool = True
     chains: bool = False
-    prepare: Callable[[StageCommand], None] | None = None
+    cutter: Cutter | None = None
 
 
 @dataclass
@@ -191,8 +192,8 @@ class Scheduler:
         self.study.result_file(trial, index).unlink(missing_ok=True)
         job = _Job(trial, index, lease, trial.plan.stages[index])
         self._jobs.append(job)
-        if job.command.resplits and self.surroundings.prepare is not None:
-            job.preparing = self._preparer.submit(self.surroundings.prepare, job.command)
+        if job.command.resplits and self.surroundings.cutter is not None:
+            job.preparing = self._preparer.submit(self.surroundings.cutter.perform, job.command.resplits)
         else:
             self._launch(job)
 
@@ -239,15 +240,15 @@ class Scheduler:
     def _look_at_preparation(self, job: _Job) -> None:
         if job.preparing is None or not job.preparing.done():
             return
+        if job.ending:  # whatever has become of it: it is cut again where that is needed
+            self._interrupt(job)
+            return
         try:
             job.preparing.result()
         except (ValueError, OSError) as error:
             self._end(job, Outcome("not started", str(error)))
             return
-        if job.ending:
-            self._interrupt(job)
-        else:
-            self._launch(job)
+        self._launch(job)
 
     def _read_curve(self, job: _Job) -> None:
         file = self.study.working_folder / records_file(job.command)
@@ -348,6 +349,10 @@ class Scheduler:
     def _end_everything(self) -> None:
         for job in self._jobs:
             self._ask_to_end(job, job.ending or "interrupted")
+            if job.preparing is not None:
+                job.preparing.cancel()  # what is only queued
+        if self.surroundings.cutter is not None:
+            self.surroundings.cutter.stop()
         try:
             while self._jobs:
                 for job in list(self._jobs):

@@ -24,7 +24,7 @@ def fake_plan(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, 
     """Each task has one stage, and one for every ``--again_K__``; forwarded flags tell the fake runs what to do.
 
     ``--behaviour_<task>`` and ``--behaviour_seed<seed>`` are for one task or seed; ``--score_<value of --lr>`` and
-    ``--pause_<value of --lr>`` are for that value.
+    ``--pause_<value of --lr>`` are for that value. ``--cut=<folder>`` has a checkpoint cut for each task before.
     """
     sweep = with_point(sweep, point)
     flags = dict(sweep.forwarded)
@@ -44,8 +44,9 @@ def fake_plan(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, 
                 rest.update(pair for number, pair in sweep.stage_flags if number == stage)
             launcher = (sys.executable, str(FAKE), "--master_port=1", f"--include={setting.include}")
             pairs = tuple((flag, value) for flag, value in rest.items() if value is not None)
+            cut = [(f"{flags['--cut']}/{task}", f"{flags['--cut']}/{task}_MP2")] if "--cut" in flags else []
             stages.append(StageCommand(task, stage, (("NCCL_DEBUG", "info"),), launcher, "--script", pairs, None, "",
-                                       f"{rest['--save']}/{name}"))
+                                       f"{rest['--save']}/{name}", tuple(cut)))
         plans.append(TaskPlan(task, tuple(stages), setting.gpus, setting.devices))
     return plans
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from distill.sweep.resplit import perform, resplits_of
+from distill.sweep import resplit
+from distill.sweep.process import marked
+from distill.sweep.resplit import Cutter, resplits_of
 from model.checkpoint.naming import LATEST_TRACKER, shard_path, write_tracker
 from model.checkpoint.save import save_shard
 from tests.distill.sweep.planning import commands
@@ -65,12 +71,74 @@ def test_a_plan_names_the_new_checkpoint_and_leaves_the_disk_alone(tmp_path: Pat
 def test_cutting(tmp_path: Path) -> None:
     four = checkpoint(tmp_path / "four_MP4", 4)
     target = tmp_path / "four_MP2"
-    perform([(str(four), str(target))])
+    Cutter().perform([(str(four), str(target))])
     parts = [torch.load(shard_path(target, "7", rank), weights_only=False)["module"] for rank in range(2)]
     assert torch.equal(torch.cat([part["word_embeddings.weight"] for part in parts]), torch.arange(8.0).reshape(4, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["four_MP2", "four_MP4"]
     marker = shard_path(target, "7", 0).stat().st_mtime_ns
-    perform([(str(four), str(target))])
+    Cutter().perform([(str(four), str(target))])
     assert shard_path(target, "7", 0).stat().st_mtime_ns == marker
     with pytest.raises(ValueError, match="cannot be cut for model-parallel size 3: .*3 does neither"):
-        perform([(str(four), str(tmp_path / "four_MP3"))])
+        Cutter().perform([(str(four), str(tmp_path / "four_MP3"))])
+
+
+def slow_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands in for ``change_mp.py``: it writes its session down, and never comes to an end."""
+    script = folder / "slow.py"
+    script.write_text("import os, pathlib, sys, time\n"
+                      "pathlib.Path(f'{sys.argv[1]}.session').write_text(str(os.getsid(0)))\ntime.sleep(600)\n")
+    monkeypatch.setattr(resplit, "CHANGE_MP", script)
+    return script
+
+
+def in_background(work: Callable[[], None]) -> tuple[threading.Thread, list[str]]:
+    said: list[str] = []
+
+    def run() -> None:
+        try:
+            work()
+        except ValueError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, said
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_cut_is_found_by_its_mark_and_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_script(tmp_path, monkeypatch)
+    cutter = Cutter(mark=f"{os.getpid()}:cut")
+    pairs = [(str(tmp_path / name), str(tmp_path / f"{name}_MP2")) for name in "ab"]
+    thread, said = in_background(lambda: cutter.perform(pairs))
+    session = tmp_path / "a.session"
+    wait_for(lambda: session.exists() and bool(session.read_text()))
+    running, = marked(cutter.mark.__eq__)
+    assert int(session.read_text()) == running.pid != os.getsid(0)  # Ctrl-C in a terminal does not reach it
+    cutter.stop()
+    thread.join(timeout=20)
+    assert said == ["the launcher was asked to end"] and not marked(cutter.mark.__eq__)
+    assert not (tmp_path / "b.session").exists()  # the next one was not begun
+
+
+def test_waiting_for_the_cut_of_another_launcher_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resplit, "_LOOK", 0.02)
+    cutter, target = Cutter(mark=f"{os.getpid()}:wait"), str(tmp_path / "x_MP2")
+    with resplit.FileLock(resplit._lock_file(target)):
+        thread, said = in_background(lambda: cutter.perform([(str(tmp_path / "x"), target)]))
+        time.sleep(0.1)
+        cutter.stop()
+        thread.join(timeout=20)
+    assert said == ["the launcher was asked to end"]
+
+
+def test_a_checkpoint_that_is_there_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lock file may belong to another user of the machine."""
+    monkeypatch.setattr(resplit, "FileLock", None)
+    Cutter().perform([("x", str(tmp_path))])

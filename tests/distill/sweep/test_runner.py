@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from distill.sweep import runner, scheduler
+from distill.sweep import resplit, runner, scheduler
 from distill.sweep.process import MARK, marked
 from distill.sweep.study import read_journal
 from distill.sweep.trials import Trial
@@ -294,6 +294,25 @@ def test_a_signal_ends_the_children_and_leaves_a_study_to_go_on_with(tmp_path: P
     assert [rows[0]["state"] for rows in sweep.trials.values()] == ["done", "interrupted"]
     events = [event["event"] for event in read_journal(sweep.folder / "journal.jsonl")]
     assert events[-1] == "interrupted"
+
+
+def test_ctrl_c_while_checkpoints_are_cut_is_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "change_mp.py"
+    script.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1] + '.began').touch()\ntime.sleep(600)\n")
+    monkeypatch.setattr(resplit, "CHANGE_MP", script)
+    sweep = Sweep(tmp_path, "--tasks=copa,cb", f"--cut={tmp_path}", "--parallel=2", "--score=0.5")
+
+    def press() -> None:
+        wait_until((tmp_path / "copa.began").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press).start()
+    assert sweep.run()[0] == 128 + signal.SIGINT
+    assert [rows[0]["state"] for rows in sweep.trials.values()] == ["interrupted", "interrupted"]
+    assert not (tmp_path / "cb.began").exists() and not processes_of(sweep.folder)  # what was only queued is dropped
+    script.write_text("import pathlib, sys\nmade = sys.argv[1] + '_MP2'\npathlib.Path(made).mkdir()\nprint(made)\n")
+    assert sweep.resume()[0] == 0
+    assert [rows[0]["state"] for rows in sweep.trials.values()] == ["done", "done"]
 
 
 def test_a_finished_sweep_is_shown_again_and_failures_are_repeated_on_request_only(tmp_path: Path) -> None:
