@@ -122,6 +122,7 @@ class TrainLoader:
 
     Args:
         collate: makes a batch of samples; default: that of :class:`EncodedExamples`.
+        repeat: False where no example may come twice (a validation loss); ranks may then have unequal numbers of batches.
 
     Attributes:
         has_labels: False for unlabelled data, whose ``label`` tensors mean nothing.
@@ -130,7 +131,8 @@ class TrainLoader:
 
     def __init__(self, data: Dataset, *, batch_size: int, seed: int, data_rank: int = 0, data_size: int = 1,
                  collate: Callable[[Sequence[Any]], Batch] | None = None, num_workers: int = 0,
-                 has_labels: bool = True) -> None:
+                 has_labels: bool = True, repeat: bool = True) -> None:
+        self.repeat = repeat
         self.data, self.batch_size, self.seed = data, batch_size, seed
         self.collate = collate or data.collator()
         self.data_rank, self.data_size, self.has_labels = data_rank, data_size, has_labels
@@ -142,7 +144,7 @@ class TrainLoader:
         generator = torch.Generator().manual_seed(self.seed + epoch)
         order = torch.randperm(len(self.data), generator=generator)
         missing = -len(order) % self.data_size
-        if missing:
+        if missing and self.repeat:
             order = torch.cat((order, order.repeat(-(-missing // len(order)))[:missing]))
         return order[self.data_rank::self.data_size].tolist()
 
@@ -260,10 +262,11 @@ def build_task_data(args: Namespace, tokenizer: Tokenizer, *, data_rank: int = 0
         _LOG.info("task %s: %d examples from %s", spec.name, len(found), path)
         return EncodedExamples(found, encoder)
 
-    def train_loader(split: Split) -> TrainLoader:
+    def train_loader(split: Split, *, repeat: bool = True) -> TrainLoader:
         found = examples(split, True)
         return TrainLoader(found, collate=found.collator(fixed), has_labels=split.kind != "unlabeled", seed=args.seed,
-                           batch_size=args.batch_size, data_rank=data_rank, data_size=data_size, num_workers=workers)
+                           batch_size=args.batch_size, data_rank=data_rank, data_size=data_size, num_workers=workers,
+                           repeat=repeat)
 
     def eval_sets(names: Sequence[str]) -> tuple[EvalSet, ...]:
         size = args.eval_batch_size or args.batch_size
@@ -275,5 +278,5 @@ def build_task_data(args: Namespace, tokenizer: Tokenizer, *, data_rank: int = 0
     train = valid = None
     if args.epochs != 0:
         train = train_loader(make_split(args.train_split, for_training=True))
-        valid = train_loader(make_split(names[0])) if dev[0].has_labels else None
+        valid = train_loader(make_split(names[0]), repeat=False) if dev[0].has_labels else None
     return TaskData(spec, train, valid, dev, test)

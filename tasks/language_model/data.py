@@ -96,9 +96,9 @@ def build_language_model_data(args: Namespace, tokenizer: Tokenizer, *, data_ran
         _LOG.info("task %s: %d passages, %d windows of %s", task.name, len(data.passages), len(data), ", ".join(names))
         return data
 
-    def train_loader(data: Windows) -> TrainLoader:
+    def train_loader(data: Windows, *, repeat: bool = True) -> TrainLoader:
         return TrainLoader(data, batch_size=args.batch_size, seed=args.seed, data_rank=data_rank, data_size=data_size,
-                           collate=collate_rows)
+                           collate=collate_rows, repeat=repeat)
 
     def eval_sets(names: Sequence[str], flag: str) -> tuple[EvalTexts, ...]:
         size = args.eval_batch_size or args.batch_size
@@ -109,7 +109,7 @@ def build_language_model_data(args: Namespace, tokenizer: Tokenizer, *, data_ran
     if not args.epochs:
         return TaskData(task, None, None, dev, test)
     train = train_loader(windows(args.train_data, "--train-data", args.text_key))
-    return TaskData(task, train, train_loader(dev[0].data), dev, test)
+    return TaskData(task, train, train_loader(dev[0].data, repeat=False), dev, test)
 
 
 def _stems(names: Sequence[str]) -> list[str]:

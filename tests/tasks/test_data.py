@@ -83,6 +83,14 @@ def test_evaluation_visits_every_example_once(copa: Path, tokenizer: Tokenizer, 
     assert sorted(uids) == [f"dev-{index}" for index in range(5)]
 
 
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_the_validation_loss_reads_every_example_once(copa: Path, tokenizer: Tokenizer, size: int) -> None:
+    ranks = [build_task_data(arguments(copa, batch_size=2), tokenizer, data_rank=rank, data_size=size).valid
+             for rank in range(size)]
+    assert sorted(index for rank in ranks for index in rank.order(0)) == list(range(5))
+    assert sum(len(batch["label"]) for rank in ranks for batch in rank.epoch(0)) == 5
+
+
 def test_batch_keys(copa: Path, tokenizer: Tokenizer) -> None:
     loader, = loaders(copa, tokenizer, 1, 4)
     batch = next(iter(loader.epoch(0)))
