@@ -122,7 +122,7 @@ class TrainLoader:
 
     Args:
         collate: makes a batch of samples; default: that of :class:`EncodedExamples`.
-        repeat: False where no example may come twice (a validation loss); ranks may then have unequal numbers of batches.
+        repeat: False where no example may come twice, as in a validation loss; the numbers of batches may differ then.
 
     Attributes:
         has_labels: False for unlabelled data, whose ``label`` tensors mean nothing.
