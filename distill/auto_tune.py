@@ -18,8 +18,9 @@ from distill.sweep import display, dry
 from distill.sweep.checks import check_plans
 from distill.sweep.flags import SweepArgs, parse
 from distill.sweep.overruled import refuse_searched
-from distill.sweep.plan import find_search_space, notes, plan_tasks
+from distill.sweep.plan import check_folders, find_search_space, notes, plan_tasks
 from distill.sweep.runner import run_sweep
+from distill.sweep.search import example_point, neighbours
 from distill.sweep.search_flags import parse_seeds
 from distill.sweep.teacher_entries import load_teacher_entries
 
@@ -60,21 +61,28 @@ def _run(sweep: SweepArgs) -> int:
 
 
 def check(sweep: SweepArgs) -> None:
-    """Look for what can be known to go wrong, on one choice of the searched values.
+    """Look for what can be known to go wrong, on one choice of the searched values and those next to it.
 
     Raises:
-        ValueError: nothing of the sweep could work, or a flag is searched that has no effect.
+        ValueError: nothing of the sweep could work, a flag is searched that has no effect, or trials would share a
+            folder.
     """
     space = find_search_space(sweep)
     refuse_searched(sweep, space)
-    seed = parse_seeds(known.seeds, known.seed_base)[0] if (known := sweep.known).seeds else None
+    seeds, point = parse_seeds(sweep.known.seeds, sweep.known.seed_base), example_point(space)
     try:
-        plans = plan_tasks(sweep, seed=seed, point=dry.example_point(space))
+        plans = plan_tasks(sweep, seed=seeds[0], point=point)
     except ValueError as error:
         if not space:
             raise
         logger.warning("with the first of the searched values: %s", error)
         return
+    for seed, other in [*((seed, point) for seed in seeds[1:2]), *((seeds[0], near) for near in neighbours(space))]:
+        try:
+            others = plan_tasks(sweep, seed=seed, point=other)
+        except ValueError:  # values that no command can be made of are one failed trial
+            continue
+        check_folders([*plans, *others])
     check_plans(sweep, plans, is_example=bool(space))
 
 

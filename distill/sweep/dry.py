@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.sweep import deepspeed_files
 from distill.sweep.compose import ENVIRONMENT
 from distill.sweep.display import aligned
-from distill.sweep.domains import Domain
 from distill.sweep.flags import SweepArgs, parse
 from distill.sweep.model_size import planned_parameters, preset_parameters
 from distill.sweep.plan import find_search_space, fresh_stamp, plan_tasks, random_port
 from distill.sweep.presets import Presets, fill
-from distill.sweep.search import grid_points
+from distill.sweep.search import example_point, grid_points
 from distill.sweep.search_flags import parse_seeds
 from distill.sweep.teacher_entries import TeacherEntries
 from distill.sweep.types import DEEPSPEED_FLAG, RESULT_FLAG, Point, StageCommand, TaskPlan
@@ -47,12 +46,6 @@ def planned_trials(sweep: SweepArgs) -> list[PlannedTrial]:
     points = grid_points(space) if sweep.known.search == "grid" else [example_point(space)]
     seeds = parse_seeds(sweep.known.seeds, sweep.known.seed_base)
     return [PlannedTrial(point, seed, plan_tasks(sweep, seed=seed, point=point)) for point in points for seed in seeds]
-
-
-def example_point(space: Mapping[str, Domain]) -> Point:
-    """The first value of each list, the low end of each range."""
-    return Point.of({flag: domain.text(domain.low if domain.is_range else domain.values[0])
-                     for flag, domain in space.items()})
 
 
 def plan_text(sweep: SweepArgs, form: str | None = None) -> str:

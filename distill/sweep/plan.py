@@ -6,9 +6,11 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 from distill.json_files import read_json
 from distill.sweep import deepspeed_files, stages
+from distill.sweep.commands import records_file
 from distill.sweep.compose import (
     ENVIRONMENT,
     TaskSetting,
@@ -68,7 +70,7 @@ def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str,
         setting = task_setting(sweep, index)
         plans.append(TaskPlan(setting.task.name, tuple(_stages(setting, teachers, stamp, port)), setting.gpus,
                               setting.devices))
-    _check_folders(plans)
+    check_folders(plans)
     return plans
 
 
@@ -186,14 +188,23 @@ def _command(setting: TaskSetting, stage: int, flags: list[FlagPair], stamp: Sta
                         tuple(flags), config, path, f"{values['--save']}/{values['--experiment-name']}", resplits)
 
 
-def _check_folders(plans: list[TaskPlan]) -> None:
-    """Forwarded --save or --experiment-name may make runs meet in one folder."""
-    seen: set[str] = set()
+def check_folders(plans: Iterable[TaskPlan]) -> None:
+    """Forwarded --save, --experiment-name or --log-dir may make runs meet in one folder.
+
+    Raises:
+        ValueError: they do.
+    """
+    folders: set[str] = set()
+    records: set[Path] = set()
     for command in (command for plan in plans for command in plan.stages):
-        if command.checkpoint in seen:
+        if command.checkpoint in folders:
             raise ValueError(f"two runs would write {command.checkpoint}: leave --save and --experiment-name to the "
                              "launcher (--save_sub names the folder for results)")
-        seen.add(command.checkpoint)
+        if (file := records_file(command)) in records:
+            raise ValueError(f"two runs would write their records to {file}: leave out --log-dir, each run has a "
+                             "folder of its own")
+        folders.add(command.checkpoint)
+        records.add(file)
 
 
 def _stage_name(number: int, flag: str) -> str:

@@ -81,6 +81,20 @@ def grid_points(space: Space) -> list[Point]:
     return [Point.of(dict(zip(space, values))) for values in itertools.product(*(d.values for d in space.values()))]
 
 
+def example_point(space: Space) -> Point:
+    """The first value of each list, the low end of each range."""
+    return Point.of({flag: domain.text(domain.low if domain.is_range else domain.values[0])
+                     for flag, domain in space.items()})
+
+
+def neighbours(space: Space) -> list[Point]:
+    """The example with another value of one flag, for each flag that has a second one."""
+    example = example_point(space)
+    others = {flag: domain.text(domain.high if domain.is_range else domain.values[-1])
+              for flag, domain in space.items()}
+    return [Point.of({**example, flag: text}) for flag, text in others.items() if text != example[flag]]
+
+
 class OptunaSearch:
     """Configurations from Optuna's samplers, given up by its pruners; kept in a journal file of Optuna's.
 

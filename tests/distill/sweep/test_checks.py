@@ -112,6 +112,24 @@ def test_other_scripts(answers: dict[str, dict[str, Any]], tmp_path: Path, caplo
     assert "its flags are not checked" in caplog.messages[0]
 
 
+@pytest.mark.parametrize("words", [
+    ("--seeds=2",), ("--x=grid:1,2",), ("--x=grid:1,2", "--y=1"), ("--x=float:1..2", "--search=tpe")])
+@pytest.mark.parametrize(("folder", "message"), [
+    ("--experiment-name=one", "two runs would write .*/one: leave --save and --experiment-name"),
+    ("--log-dir=logs", "two runs would write their records to logs/metrics.jsonl: leave out --log-dir")])
+def test_trials_that_would_share_a_folder_are_refused(answers: dict[str, dict[str, Any]], words: tuple[str, ...],
+                                                      folder: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        auto_tune.check(parse(["--tasks=copa", "--fast-dev-run", folder, *words]))
+
+
+def test_trials_with_folders_of_their_own_pass(answers: dict[str, dict[str, Any]]) -> None:
+    auto_tune.check(parse(["--tasks=copa", "--fast-dev-run", "--experiment-name=grid:a,b"]))
+    with pytest.raises(ValueError, match="two runs would write .*/a: leave"):
+        auto_tune.check(parse(["--tasks=copa", "--fast-dev-run", "--experiment-name=grid:a,b", "--x=grid:1,2"]))
+    auto_tune.check(parse(["--tasks=copa,cb", "--fast-dev-run", "--experiment-name=one"]))
+
+
 def test_a_search_is_checked_with_an_example(answers: dict[str, dict[str, Any]],
                                              caplog: pytest.LogCaptureFixture) -> None:
     words = ["--tasks=copa", "--fast-dev-run", "--num-layers=int:2..4", "--search=random", "--seeds=2"]

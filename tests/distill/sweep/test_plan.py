@@ -145,6 +145,12 @@ def test_two_runs_in_one_folder_are_refused() -> None:
     assert [stage.checkpoint.count("/y") for stage in found] == [1, 2]
 
 
+def test_two_runs_with_one_file_of_records_are_refused() -> None:
+    with pytest.raises(ValueError, match="records to logs/metrics.jsonl: leave out --log-dir"):
+        commands(*TEACHER, "--log-dir=logs", "--again_1__z")
+    assert commands("--tasks=copa", "--log-dir=logs")[0].value("--log-dir") == "logs"
+
+
 def test_planning_changes_nothing_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = plan(*SEARCHED, "--again_1__y", point={"--ds_optimizer__params__lr": "1e-5", "--again_1__x": "2"})
