@@ -10,7 +10,7 @@ from typing import Any
 
 from distill.json_files import read_json
 from distill.sweep.results import COMMAND, MARKDOWN, STAGE
-from distill.sweep.scores import Evaluation, evaluations_of, gain, kept_metrics
+from distill.sweep.scores import Objective, kept_metrics
 from distill.sweep.study import read_facts
 
 ERROR = "error!"
@@ -77,18 +77,13 @@ def run_scores(result: Any, where: str = "result") -> RunScores:
         ValueError: it is none; ``where`` is named.
     """
     try:
-        args, best = result["args"], best_evaluation(result)
-        kept = {name: best.scores[name] for name in kept_metrics(best.scores)} if best else {}
+        args, best = result["args"], Objective().best(result) if result["max_score_dict"] else None
+        kept = {name: float(best.scores[name]) for name in kept_metrics(best.scores)} if best else {}
         return RunScores(
             str(result.get(COMMAND, "")), str(args.get("save", "")), str(args["task"]), bool(args.get("wsc_negative")),
             result.get(STAGE), kept, best.epoch if best else None, args.get("epochs"), result.get("epoch"))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where} has not the form of a result file ({type(error).__name__}: {error})") from None
-
-
-def best_evaluation(result: Mapping[str, Any]) -> Evaluation | None:
-    """Of the best epochs of the single metrics the one with the largest sum of shown metrics (of losses: smallest)."""
-    return max(evaluations_of(result), key=_sum_of_gains, default=None)
 
 
 def show(runs: Sequence[RunScores]) -> str:
@@ -122,11 +117,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows as lines with their columns below each other."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-
-
-def _sum_of_gains(evaluation: Evaluation) -> float:
-    values = [gain(name, evaluation.scores[name]) for name in kept_metrics(evaluation.scores)]
-    return -math.inf if any(math.isnan(value) for value in values) else math.fsum(values)
 
 
 def _run_lines(run: RunScores) -> list[str]:

@@ -100,7 +100,7 @@ def _curves(task: str, campaign: Campaign) -> str:
     for index in range(max(len(trial.stages) for trial in trials)):
         with_curve = [trial for trial in trials if index < len(trial.stages) and trial.stages[index].curve]
         names = dict.fromkeys(name for trial in with_curve
-                              for name in campaign.objective.metrics(trial.stages[index].curve[0].scores))
+                              for name in campaign.objective.shown(trial.stages[index].curve[0].scores))
         for name in names:
             lines = [(chosen.index(trial.number), trial.id, curve) for trial in with_curve
                      if trial.number in chosen and (curve := _curve(trial, index, name))]

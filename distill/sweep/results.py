@@ -84,7 +84,7 @@ class Group:
 
     Attributes:
         done, trials: how many of the seeds are scored, and of how many.
-        score, metrics: over the seeds that are scored; the metrics are those that count.
+        score, metrics: over the seeds that are scored; the metrics are those that are shown.
         best_trial: with the best score. is_best: whether the configuration is the best of its task (last stage).
     """
 
@@ -185,7 +185,7 @@ def _group(members: Sequence[Trial], index: int, scored: Sequence[tuple[Trial, A
     metrics: dict[str, Spread] = {}
     score, best_trial, gain = None, None, 0.0
     if scored:
-        for name in objective.metrics(scored[0][1].scores):
+        for name in objective.shown(scored[0][1].scores):
             metrics[name] = Spread.of([best.scores[name] for _, best in scored if name in best.scores])
         gains = [objective.gain(best.scores) for _, best in scored]
         gain, best_trial = statistics.fmean(gains), scored[gains.index(max(gains))][0].id

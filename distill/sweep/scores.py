@@ -44,20 +44,24 @@ def kept_metrics(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(ranked[:most] or names[:1])
 
 
-def gain(metric: str, value: float) -> float:
-    """The value with the sign that makes more better."""
-    return -value if is_minimised(metric) else value
-
-
 @dataclass(frozen=True)
 class Objective:
-    """What ranks configurations: one metric, or the mean of the kept ones."""
+    """What ranks configurations: one metric, or the mean of the kept ones.
+
+    Of these only such that are better in the direction of the first one count: an accuracy and a perplexity have no
+    mean.
+    """
 
     metric: str | None = None
 
-    def metrics(self, scores: Iterable[str]) -> tuple[str, ...]:
+    def shown(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The metrics that are shown, of those that a run has."""
+        return (self.metric,) if self.metric else kept_metrics(names)
+
+    def metrics(self, names: Iterable[str]) -> tuple[str, ...]:
         """The metrics that count, of those that a run has."""
-        return (self.metric,) if self.metric else kept_metrics(scores)
+        shown = self.shown(names)
+        return tuple(name for name in shown if is_minimised(name) == is_minimised(shown[0]))
 
     def value(self, scores: Scores) -> float:
         """The number that is optimised, in the metric's own sign; NaN where a score is missing or not finite."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill.sweep.display import best_evaluation, read_results, run_scores, show, show_path, stages_of
+from distill.sweep.display import read_results, run_scores, show, show_path, stages_of
 
 
 def result(task: str = "COPA", *, best: dict[str, tuple[int, dict[str, float]]] | None = None, epoch: int = -1,
@@ -36,7 +36,13 @@ def test_the_epoch_with_the_largest_sum_is_shown() -> None:
 
 def test_less_perplexity_is_better() -> None:
     best = {"ppl": (1, {"ppl": 20.0}), "other": (2, {"ppl": 12.0})}
-    assert best_evaluation(result("wikitext", best=best)).epoch == 2
+    assert run_scores(result("wikitext", best=best)).epoch == 2
+
+
+def test_accuracy_and_perplexity_are_shown_and_the_first_one_decides() -> None:
+    good, bad = {"accuracy": 0.7, "ppl": 8.0}, {"accuracy": 0.4, "ppl": 5.0}
+    found = run_scores(result("lambda", best={"accuracy": (1, good), "ppl": (2, bad)}))
+    assert found.epoch == 1 and found.metrics == good
 
 
 def test_consecutive_runs_of_a_task_are_stages() -> None:
@@ -73,7 +79,8 @@ def test_a_run_without_scores_is_an_error() -> None:
 
 @pytest.mark.parametrize(("content", "message"), [
     ("{", "is not valid JSON"), ("{}", "does not hold a JSON list"), ('[{"args": {}}]', "result 1 has not the form"),
-    ("[3]", "result 1 has not the form")])
+    ("[3]", "result 1 has not the form"),
+    ('[{"args": {"task": "x"}, "max_score_dict": {"f1": {"score_dict": {"f1": "much"}}}}]', "has not the form")])
 def test_damaged_files(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "tune.json"
     file.write_text(content)

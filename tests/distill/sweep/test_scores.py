@@ -51,6 +51,13 @@ def test_the_least_of_a_minimised_metric_is_found_in_the_curve() -> None:
     assert Objective().best(result, [Evaluation(20, 2, {"accuracy": 0.9})]).epoch == 1  # the file is what counts
 
 
+def test_metrics_of_opposite_directions_are_not_mixed() -> None:
+    good, bad = {"ppl": 8.0, "accuracy": 0.7}, {"ppl": 5.0, "accuracy": 0.4}
+    assert Objective().gain(good) == 0.7 > Objective().gain(bad) and not Objective().minimises(good)
+    assert Objective("ppl").gain(bad) == -5.0 > Objective("ppl").gain(good)
+    assert Objective().metrics(good) == ("accuracy",) and Objective().shown(good) == ("accuracy", "ppl")
+
+
 def test_scores_that_are_missing_or_not_finite_are_the_worst() -> None:
     assert Objective("f1").gain({"accuracy": 1.0}) == -math.inf and Objective().gain({}) == -math.inf
     assert Objective().gain({"accuracy": math.nan}) == -math.inf
