@@ -124,6 +124,7 @@ class OptunaSearch:
             pruner=self._pruner(pruner, startup, warmup))
         self._asked: list[Point] = []
         self._trials: dict[int, Any] = {}
+        self._late: dict[int, dict[int, float]] = {}
 
     def _storage(self, path: Path) -> Any:
         journal = self._optuna.storages.journal
@@ -156,8 +157,8 @@ class OptunaSearch:
         if number == self.total:
             return None
         for repeat in range(_MOST_REPEATS):
-            if self._grid:
-                self._study.enqueue_trial(dict(self._grid[number]), skip_if_exists=True)
+            if self._grid and not self._is_waiting():
+                self._study.enqueue_trial(dict(self._grid[number]))
             self._study.sampler = self._sampler(number, repeat)
             trial = self._study.ask(fixed_distributions=self._distributions())
             point = Point.of({flag: domain.text(trial.params[flag]) for flag, domain in self._space.items()})
@@ -170,6 +171,10 @@ class OptunaSearch:
         logger.warning("%s: the searched values are used up after %d configurations", self._study.study_name, number)
         self.total = number
         return None
+
+    def _is_waiting(self) -> bool:
+        """Whether the launcher was killed between naming the next configuration and asking for it."""
+        return bool(self._study.get_trials(deepcopy=False, states=(self._optuna.trial.TrialState.WAITING,)))
 
     def _distributions(self) -> dict[str, Any]:
         known, found = self._optuna.distributions, {}
@@ -187,26 +192,46 @@ class OptunaSearch:
         for frozen in self._study.get_trials(deepcopy=False):
             number = frozen.user_attrs.get(_NUMBER)
             if number is not None and number < len(points):
-                self._trials[number] = self._optuna.trial.Trial(self._study, frozen._trial_id)
+                self._trials[number] = self._trial(frozen)
             elif frozen.state == self._optuna.trial.TrialState.RUNNING:
                 # Asked for, but the launcher was killed before it knew: the same will be asked for again.
                 self._study.tell(frozen.number, state=self._optuna.trial.TrialState.FAIL)
 
     def report(self, number: int, step: int, gain: float) -> bool:
         trial = self._trials.get(number)
-        if trial is None or not math.isfinite(gain) or step in self._frozen(trial).intermediate_values:
+        if trial is None or not math.isfinite(gain):
+            return False
+        frozen = self._frozen(trial)
+        if frozen.state.is_finished():  # it had failed, and is run again
+            self._late.setdefault(number, {})[step] = gain
+            return False
+        if step in frozen.intermediate_values:
             return False
         trial.report(gain, step)
         return bool(trial.should_prune())
 
     def tell(self, number: int, state: str, gain: float | None) -> None:
         trial, known = self._trials.get(number), self._optuna.trial.TrialState
-        if trial is None or self._frozen(trial).state.is_finished():
+        if trial is None:
             return
         final = {"done": known.COMPLETE, "pruned": known.PRUNED}.get(state, known.FAIL)
         if final == known.COMPLETE and (gain is None or not math.isfinite(gain)):
             final = known.FAIL
-        self._study.tell(trial.number, gain if final == known.COMPLETE else None, state=final)
+        frozen = self._frozen(trial)
+        if not frozen.state.is_finished():
+            self._study.tell(trial.number, gain if final == known.COMPLETE else None, state=final)
+        elif (frozen.state, final) == (known.FAIL, known.COMPLETE):
+            self._add(number, frozen, gain)
+
+    def _add(self, number: int, failed: Any, gain: float) -> None:
+        """A configuration that had failed is done at last: a finished trial cannot change, so there is one more."""
+        self._study.add_trial(self._optuna.trial.create_trial(
+            params=failed.params, distributions=failed.distributions, value=gain, user_attrs={_NUMBER: number},
+            intermediate_values=self._late.pop(number, {})))
+        self._trials[number] = self._trial(self._study.get_trials(deepcopy=False)[-1])
+
+    def _trial(self, frozen: Any) -> Any:
+        return self._optuna.trial.Trial(self._study, frozen._trial_id)
 
     def _frozen(self, trial: Any) -> Any:
         return self._study.get_trials(deepcopy=False)[trial.number]

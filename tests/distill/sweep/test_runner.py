@@ -379,6 +379,14 @@ def test_hopeless_configurations_are_given_up_the_same_way_each_time(tmp_path: P
     assert {name: rows[0]["state"] for name, rows in again.items()} == states
 
 
+def test_failures_are_repeated_on_request_where_configurations_can_be_given_up(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "--tasks=copa", "--lr=grid:1,2", "--behaviour_copa=flaky", "--score=0.5", "--max_retries=0",
+                  "--pruner=median")
+    assert sweep.run()[0] == runner.FAILURES
+    assert sweep.resume("--retry_failed")[0] == 0
+    assert [rows[0]["state"] for rows in sweep.trials.values()] == ["done", "done"]
+
+
 def test_drawn_configurations_depend_on_the_seed_only_not_on_interruptions(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sweep(folder: Path, *words: str) -> Sweep:

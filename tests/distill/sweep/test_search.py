@@ -99,6 +99,42 @@ def test_a_grid_can_be_pruned_and_keeps_its_order(tmp_path: Path) -> None:
     assert found.ask() is None
 
 
+def test_a_kill_while_a_grid_is_asked_loses_no_point(tmp_path: Path) -> None:
+    def grid() -> OptunaSearch:
+        return search(tmp_path, GRID, kind="grid", pruner="median")
+
+    known: list[Point] = []
+    for number in range(6):
+        found = grid()
+        found.restore(known)
+        if number % 2:
+            found._study.enqueue_trial(dict(grid_points(GRID)[number]))  # killed before it was asked for
+        else:
+            found.ask()  # killed before the journal had it
+        found = grid()
+        found.restore(known)
+        known.append(found.ask())
+    assert known == grid_points(GRID) and grid().total == 6
+
+
+def test_a_failed_configuration_that_is_run_again_counts(tmp_path: Path) -> None:
+    def grid() -> OptunaSearch:
+        return search(tmp_path, GRID, kind="grid", pruner="median", startup=1)
+
+    found, states = grid(), []
+    points = [found.ask(), found.ask()]
+    found.report(0, 1, 0.1)
+    found.tell(0, "failed", None)
+    for _ in range(2):  # the second time it is known already
+        found = grid()
+        found.restore(points)
+        assert [found.report(0, step, 0.5) for step in (1, 2)] == [False, False]
+        found.tell(0, "done", 0.5)
+        states.append([trial.state.name for trial in found._study.get_trials()])
+    assert states == [["FAIL", "RUNNING", "COMPLETE"]] * 2
+    assert not found.report(1, 1, 0.0) and found.report(1, 2, 0.25)  # it is the median that others are compared with
+
+
 def test_nothing_is_pruned_in_its_warm_up_and_a_step_decides_once(tmp_path: Path) -> None:
     found = search(tmp_path, GRID, kind="grid", pruner="median", startup=1, warmup=2)
     found.ask(), found.ask()
