@@ -3,8 +3,9 @@
     python -m distill.command_check < commands.json
 
 Reads a JSON list of objects: ``stage`` ("pretrain" or "finetune"), ``words`` and ``processes`` (that the command will
-have). Writes a JSON list: for each the ``unknown`` flags (with the ``known`` ones, if there are any), and the
-``problem`` it would end with ("" for none).
+have). Writes a JSON list: for each the ``unknown`` flags (with the ``known`` ones, if there are any), the
+``problem`` it would end with ("" for none), and the ``metrics`` of its scores (of fine-tuning, where there is no
+problem).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from distill.arguments import build_parser, parse_args
+from distill.arguments import FINETUNE, build_parser, parse_args
+from tasks.registry import find_task
 
 
 def check_command(stage: str, words: Sequence[str], processes: int) -> dict[str, Any]:
@@ -31,8 +33,9 @@ def check_command(stage: str, words: Sequence[str], processes: int) -> dict[str,
             unknown = parser.parse_known_args(list(words))[1]
             if unknown:
                 return {"unknown": unknown, "known": list(parser._option_string_actions), "problem": ""}
-            parse_args(words, stage)
-        return {"unknown": [], "problem": ""}
+            args = parse_args(words, stage)
+        return {"unknown": [], "problem": "", "metrics": [*find_task(args.task, args).metrics] if stage == FINETUNE
+                else []}
     except SystemExit:
         return {"unknown": [], "problem": said.getvalue().strip()}
     except (ValueError, OSError) as error:

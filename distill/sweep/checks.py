@@ -46,7 +46,8 @@ def check_plans(sweep: SweepArgs, plans: Sequence[TaskPlan], *, is_example: bool
         plans: of one choice of searched values. is_example: whether other choices may do better than this one.
 
     Raises:
-        ValueError: no such script, flags that it does not know, or problems with the commands of every task.
+        ValueError: no such script, flags that it does not know, an objective that is no score of a task, or problems
+            with the commands of every task.
     """
     script = find_script(plans[0].stages[0].script)
     problems = [*_refusals(sweep, script, plans), *_missing(plans)]
@@ -70,7 +71,7 @@ def script_stage(script: Path) -> str | None:
 
 
 def _refusals(sweep: SweepArgs, script: Path, plans: Sequence[TaskPlan]) -> list[Problem]:
-    """What the script's own parser and checks say; ValueError for flags that it does not know."""
+    """What the script's own parser and checks say; ValueError for flags and for an objective that it does not know."""
     stage = script_stage(script)
     if stage is None:
         logger.warning("--py_file=%s is not ours: its flags are not checked", script)
@@ -79,7 +80,7 @@ def _refusals(sweep: SweepArgs, script: Path, plans: Sequence[TaskPlan]) -> list
     with tempfile.TemporaryDirectory() as folder:
         answers = _ask(stage, [(_with_config(command, Path(folder), number), processes)
                                for number, (command, processes) in enumerate(commands)])
-    own, problems = flag_names(sweep.presets), []
+    own, problems, objective = flag_names(sweep.presets), [], sweep.known.objective
     for (command, _), answer in zip(commands, answers, strict=True):
         if answer["unknown"]:
             word = answer["unknown"][0].partition("=")[0]
@@ -87,6 +88,9 @@ def _refusals(sweep: SweepArgs, script: Path, plans: Sequence[TaskPlan]) -> list
                              f"{nearest(word, [*own, *answer['known']])}")
         if answer["problem"]:
             problems.append(Problem(command.task, command.stage, answer["problem"]))
+        if objective is not None and (metrics := answer.get("metrics")) and objective not in metrics:
+            raise ValueError(f"--objective={objective}: the scores of {command.task} are {', '.join(metrics)}"
+                             f"{nearest(objective, metrics)}")
     return problems
 
 

@@ -47,7 +47,10 @@ def answer(*words: str) -> dict[str, Any]:
 
 def test_answers_of_the_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert answer("--student_model=kd", "--task_t_load=base", "--distill_ft_soft") == {"unknown": [], "problem": ""}
+    assert answer("--student_model=kd", "--task_t_load=base", "--distill_ft_soft") == {
+        "unknown": [], "problem": "", "metrics": ["accuracy"]}
+    assert answer("--task=MultiRC")["metrics"] == ["f1a", "em", "acc"]
+    assert check_command("pretrain", [], 1).get("metrics", []) == []
     assert answer("--student_modle=kd", "--x")["unknown"] == ["--student_modle=kd", "--x"]
     assert "--student_model" in answer("--x")["known"]
     assert "is not divisible by --num-attention-heads 7" in answer("--num-attention-heads=7")["problem"]
@@ -71,6 +74,14 @@ def test_one_impossible_task_does_not_stop_the_others(answers: dict[str, dict[st
     with pytest.raises(ValueError, match="none of the runs can work:\n  copa: nor this\n  cb: cannot be"):
         check("--tasks=copa,cb", "--fast-dev-run")
     check("--tasks=copa,cb", "--fast-dev-run", is_example=True)
+
+
+def test_an_objective_that_is_no_score_is_refused(answers: dict[str, dict[str, Any]]) -> None:
+    answers["copa"] = {"unknown": [], "problem": "", "metrics": ["accuracy"]}
+    answers["multirc"] = {"unknown": [], "problem": "", "metrics": ["f1a", "em", "acc"]}
+    with pytest.raises(ValueError, match="--objective=accuracy: the scores of multirc are f1a, em, acc"):
+        check("--tasks=copa,multirc", "--fast-dev-run", "--objective=accuracy", is_example=True)
+    check("--tasks=copa", "--fast-dev-run", "--objective=accuracy")
 
 
 def test_missing_files(answers: dict[str, dict[str, Any]], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
