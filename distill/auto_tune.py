@@ -18,7 +18,7 @@ from distill.sweep import display, dry
 from distill.sweep.checks import check_plans
 from distill.sweep.flags import SweepArgs, parse
 from distill.sweep.overruled import refuse_searched
-from distill.sweep.plan import check_folders, find_search_space, notes, plan_tasks
+from distill.sweep.plan import check_folders, find_search_space, notes, plan_possible, plan_tasks
 from distill.sweep.runner import run_sweep
 from distill.sweep.search import example_point, neighbours
 from distill.sweep.search_flags import parse_seeds
@@ -70,20 +70,16 @@ def check(sweep: SweepArgs) -> None:
     space = find_search_space(sweep)
     refuse_searched(sweep, space)
     seeds, point = parse_seeds(sweep.known.seeds, sweep.known.seed_base), example_point(space)
-    try:
-        plans = plan_tasks(sweep, seed=seeds[0], point=point)
-    except ValueError as error:
-        if not space:
-            raise
-        logger.warning("with the first of the searched values: %s", error)
-        return
+    if not space:
+        plan_tasks(sweep, seed=seeds[0])
+    plans, problems = plan_possible(sweep, seed=seeds[0], point=point)
+    for problem in problems:  # values that no command can be made of are one failed trial
+        logger.warning("with the first of the searched values, %s", problem)
+    check_folders(plans)
     for seed, other in [*((seed, point) for seed in seeds[1:2]), *((seeds[0], near) for near in neighbours(space))]:
-        try:
-            others = plan_tasks(sweep, seed=seed, point=other)
-        except ValueError:  # values that no command can be made of are one failed trial
-            continue
-        check_folders([*plans, *others])
-    check_plans(sweep, plans, is_example=bool(space))
+        check_folders([*plans, *plan_possible(sweep, seed=seed, point=other)[0]])
+    if plans:
+        check_plans(sweep, plans, is_example=bool(space))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from distill.sweep.study import Study
 from distill.sweep.trials import DONE, FAILED, FINAL, PRUNED, SKIPPED, Trial, trial_id
 from distill.sweep.types import Point, TaskPlan
 
-#: Composes the commands of all tasks for (seed, searched values).
-Planner = Callable[[int | None, Point], Sequence[TaskPlan]]
+#: Composes the commands of a task for (seed, searched values, place in ``--tasks``).
+Planner = Callable[[int | None, Point, int], TaskPlan]
 
 
 class Campaign:
@@ -71,7 +71,7 @@ class Campaign:
     def _plan(self, task: str, number: int, point: Point, seed: int | None) -> None:
         position, problem = list(self.searches).index(task), ""
         try:
-            plan = self._planner(seed, point)[position]
+            plan = self._planner(seed, point, position)
         except ValueError as error:
             if not point:
                 raise

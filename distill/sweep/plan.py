@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -49,10 +49,11 @@ def random_port() -> int:
 
 
 def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, str] | None = None,
-               stamp: Stamp = fresh_stamp, port: Port = random_port) -> list[TaskPlan]:
+               only: int | None = None, stamp: Stamp = fresh_stamp, port: Port = random_port) -> list[TaskPlan]:
     """The commands of every task, for one choice of the searched values.
 
     Args:
+        only: plan this task of ``--tasks`` alone: whether there are commands of the others does not matter.
         seed: replaces ``--seed`` of every stage; None leaves it.
         point: searched flag (as in :func:`find_search_space`) -> value.
         stamp: gives a new time at each call, port: a number; both only become part of the commands.
@@ -64,9 +65,10 @@ def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str,
     if seed is not None:
         sweep = replace(sweep, forwarded=tuple(stages.joined(sweep.forwarded, [("--seed", str(seed))])),
                         chosen=sweep.chosen | {"--seed"})
-    teachers = teacher_entries(sweep)
+    indices = range(len(sweep.tasks)) if only is None else [only]
+    teachers = teacher_entries(sweep, [sweep.tasks[index] for index in indices])
     plans = []
-    for index in range(len(sweep.tasks)):
+    for index in indices:
         setting = task_setting(sweep, index)
         plans.append(TaskPlan(setting.task.name, tuple(_stages(setting, teachers, stamp, port)), setting.gpus,
                               setting.devices))
@@ -74,8 +76,19 @@ def plan_tasks(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str,
     return plans
 
 
-def teacher_entries(sweep: SweepArgs) -> TeacherEntries | None:
-    """The teachers of the sweep, checked for every stage and task; None without ``--task_t_load``.
+def plan_possible(sweep: SweepArgs, *, seed: int | None, point: Mapping[str, str]) -> tuple[list[TaskPlan], list[str]]:
+    """The plans of the tasks of which commands can be made, and what is wrong with the others."""
+    plans, problems = [], []
+    for index, task in enumerate(sweep.tasks):
+        try:
+            plans += plan_tasks(sweep, seed=seed, point=point, only=index)
+        except ValueError as error:
+            problems.append(f"{task}: {error}")
+    return plans, problems
+
+
+def teacher_entries(sweep: SweepArgs, tasks: Sequence[str]) -> TeacherEntries | None:
+    """The teachers of the sweep, checked for every stage of ``tasks``; None without ``--task_t_load``.
 
     Raises:
         ValueError: an unknown entry, or one without a checkpoint for a task.
@@ -84,11 +97,11 @@ def teacher_entries(sweep: SweepArgs) -> TeacherEntries | None:
     if name is None:
         return None
     entries = load_teacher_entries(sweep.known.task_t_load_path)
-    entries.check(name, sweep.tasks)
+    entries.check(name, tasks)
     for number, flags in stages.stages_of(sweep.stage_flags):
         own = stages.teachers_of(flags, "")
         if own:
-            entries.check(own, sweep.tasks, f"--again_{number}__task_t_load")
+            entries.check(own, tasks, f"--again_{number}__task_t_load")
     return entries
 
 

@@ -188,8 +188,8 @@ class _Sweep:
         searches = {task: self._search(task) for task in sweep.tasks}
         self.campaign = Campaign(
             study, searches, parse_seeds(known.seeds, known.seed_base),
-            lambda seed, point: plan(sweep, seed=seed, point=point), Objective(known.objective),
-            prunes=known.pruner != "none")
+            lambda seed, point, position: plan(sweep, seed=seed, point=point, only=position)[0],
+            Objective(known.objective), prunes=known.pruner != "none")
 
     def _search(self, task: str) -> Search:
         known = self.known

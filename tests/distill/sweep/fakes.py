@@ -20,19 +20,20 @@ from distill.sweep.types import StageCommand, TaskPlan
 FAKE = Path(__file__).with_name("fake_run.py")
 
 
-def fake_plan(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, str]) -> list[TaskPlan]:
-    """Each task has one stage, and one for every ``--again_K__``; forwarded flags tell the fake runs what to do.
+def fake_plan(sweep: SweepArgs, *, seed: int | None = None, point: Mapping[str, str],
+              only: int) -> list[TaskPlan]:
+    """The task has one stage, and one for every ``--again_K__``; forwarded flags tell the fake runs what to do.
 
     ``--behaviour_<task>`` and ``--behaviour_seed<seed>`` are for one task or seed; ``--score_<value of --lr>`` and
     ``--pause_<value of --lr>`` are for that value. ``--cut=<folder>`` has a checkpoint cut for each task before.
     """
     sweep = with_point(sweep, point)
     flags = dict(sweep.forwarded)
-    if flags.get("--lr") == "impossible":
-        raise ValueError("--lr=impossible is no number")
+    if flags.get("--lr") in ("impossible", f"impossible_{sweep.tasks[only]}"):
+        raise ValueError(f"--lr={flags['--lr']} is no number")
     plans = []
-    for position, task in enumerate(sweep.tasks):
-        setting = task_setting(sweep, position)
+    for task in sweep.tasks[only:only + 1]:
+        setting = task_setting(sweep, only)
         own = {"--behaviour": flags.get(f"--behaviour_seed{seed}", flags.get(f"--behaviour_{task}", "ok")),
                **{flag: flags.get(f"{flag}_{flags.get('--lr')}", flags.get(flag)) for flag in ("--score", "--pause")}}
         stages = []

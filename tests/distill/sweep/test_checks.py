@@ -136,6 +136,9 @@ def test_trials_that_would_share_a_folder_are_refused(answers: dict[str, dict[st
 
 def test_trials_with_folders_of_their_own_pass(answers: dict[str, dict[str, Any]]) -> None:
     auto_tune.check(parse(["--tasks=copa", "--fast-dev-run", "--experiment-name=grid:a,b"]))
+    with pytest.raises(ValueError, match="two runs would write x/one: leave"):
+        auto_tune.check(parse(["--tasks=copa,cb", "--fast-dev-run", "--save=x", "--experiment-name=one",
+                               "--y=grid:1,2"]))
     with pytest.raises(ValueError, match="two runs would write .*/a: leave"):
         auto_tune.check(parse(["--tasks=copa", "--fast-dev-run", "--experiment-name=grid:a,b", "--x=grid:1,2"]))
     auto_tune.check(parse(["--tasks=copa,cb", "--fast-dev-run", "--experiment-name=one"]))
@@ -148,6 +151,6 @@ def test_a_search_is_checked_with_an_example(answers: dict[str, dict[str, Any]],
     auto_tune.check(parse(words))
     assert caplog.messages == ["copa: not with 2"]
     auto_tune.check(parse([*words, "--ds_nothing=choice:1,2"]))
-    assert "with the first of the searched values: --ds_nothing" in caplog.messages[1]
+    assert "with the first of the searched values, copa: --ds_nothing" in caplog.messages[1]
     with pytest.raises(ValueError, match="--ds_nothing"):
         auto_tune.check(parse(["--tasks=copa", "--ds_nothing=1"]))

@@ -138,6 +138,18 @@ def test_commands_are_for_the_devices_of_one_trial() -> None:
         plan("--gpus=0,1", "--gpus_per_trial=3")
 
 
+def test_a_task_is_planned_whatever_is_wrong_with_the_others(tmp_path: Path) -> None:
+    entries = tmp_path / "t.json"
+    entries.write_text('{"t": {"tasks": {"copa": "/c"}, "args": [["teacher_load_pretrained", ["t"]]]}}')
+    sweep = parse(["--tasks=cb,copa", "--task_t_load=t", f"--task_t_load_path={entries}"])
+    found, = planning.plan_tasks(sweep, only=1)
+    assert found.task == "copa"
+    with pytest.raises(ValueError, match="'t' has no checkpoint for cb"):
+        planning.plan_tasks(sweep)
+    plans, (problem,) = planning.plan_possible(sweep, seed=None, point={})
+    assert plans[0].task == "copa" and problem.startswith("cb: --task_t_load=t: 't' has no checkpoint for cb")
+
+
 def test_two_runs_in_one_folder_are_refused() -> None:
     with pytest.raises(ValueError, match="two runs would write x/y"):
         commands(*TEACHER, "--save=x", "--experiment-name=y", "--again_1__z")

@@ -169,6 +169,10 @@ def test_values_that_no_command_can_be_made_of_are_one_failed_trial(tmp_path: Pa
     assert sweep.run()[0] == runner.FAILURES
     assert sweep.trials["copa-000"][0]["state"] == "done"
     assert sweep.trials["copa-001"][0]["reason"] == "--lr=impossible is no number"
+    sweep = Sweep(tmp_path / "one", "--tasks=copa,cb", "--lr=grid:1,impossible_cb", "--score=0.5")
+    assert sweep.run()[0] == runner.FAILURES
+    assert {name: rows[0]["state"] for name, rows in sweep.trials.items()} == {
+        "copa-000": "done", "copa-001": "done", "cb-000": "done", "cb-001": "failed"}
     with pytest.raises(ValueError, match="impossible"):
         Sweep(tmp_path / "other", "--tasks=copa", "--lr=impossible").run()
 
