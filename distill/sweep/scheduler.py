@@ -123,7 +123,14 @@ class Scheduler:
 
     def adopt(self, running: Mapping[tuple[str, int], Identity]) -> None:
         """Take over what an earlier launcher of this study has left: living children are watched on, stages of dead
-        ones are judged by their result files, or run again; processes that belong to no stage are ended."""
+        ones are judged by their result files, or run again; processes that belong to no stage are ended. Stages that
+        cannot follow are skipped, which an earlier launcher may not have come to."""
+        for trial in self.campaign.trials:
+            if not trial.is_final:
+                for index in range(len(trial.stages)):
+                    self._skip_followers(trial, index)
+                if trial.is_final:
+                    self.campaign.settle(trial)
         trials = {trial.id: trial for trial in self.campaign.trials}
         alive = {key: identity for key, identity in running.items() if identity.is_alive()}
         kept = {self.study.mark(trials[name], index) for name, index in alive}
@@ -313,14 +320,20 @@ class Scheduler:
             self._jobs.remove(job)
             self.pool.give_back(job.lease)
         self.view.ended(trial, job.index)
-        if stage.state == PRUNED or stage.state == FAILED and (job.index == 0 or self.surroundings.chains):
-            for index in range(job.index + 1, len(trial.stages)):
-                trial.stages[index].state = SKIPPED
-                what = "was given up" if stage.state == PRUNED else "failed"
-                trial.stages[index].reason = f"stage {job.index} {what}"
-                self.study.end_stage(trial, index)
+        self._skip_followers(trial, job.index)
         if stage.state in FINAL and trial.is_final:
             self.campaign.settle(trial)
+
+    def _skip_followers(self, trial: Trial, index: int) -> None:
+        """Stages have nothing to start from where the one before them was given up or has failed."""
+        state = trial.stages[index].state
+        if state != PRUNED and not (state == FAILED and (index == 0 or self.surroundings.chains)):
+            return
+        for number, follower in enumerate(trial.stages[index + 1:], start=index + 1):
+            if follower.state not in FINAL:
+                follower.state = SKIPPED
+                follower.reason = f"stage {index} {'was given up' if state == PRUNED else 'failed'}"
+                self.study.end_stage(trial, number)
 
     # Stopping ---------------------------------------------------------------------------------------------------
 

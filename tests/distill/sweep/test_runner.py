@@ -276,6 +276,18 @@ def test_a_run_that_ended_well_while_nobody_watched_is_done(tmp_path: Path) -> N
     assert sweep.started() == ["copa-sNone-0"] and sweep.trials["copa-000"][0]["score"] == 0.5
 
 
+def test_a_stage_does_not_follow_a_failed_one_after_a_kill(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "--tasks=copa", "--behaviour_copa=refuse", "--again_1__behaviour=ok", "--score=0.5")
+    assert sweep.run()[0] == runner.FAILURES
+    journal = sweep.folder / "journal.jsonl"
+    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
+    failed, = (number for number, line in enumerate(lines) if '"state": "failed"' in line)
+    journal.write_text("".join(lines[:failed + 1]), encoding="utf-8")  # killed before stage 1 was written down as skipped
+    assert sweep.resume()[0] == runner.FAILURES
+    assert len(sweep.started()) == 1
+    assert [(row["state"], row["reason"]) for row in sweep.trials["copa-000"]][1] == ("skipped", "stage 0 failed")
+
+
 def test_scores_of_untrained_weights_are_no_end_of_a_run(tmp_path: Path) -> None:
     sweep = leave_alone(tmp_path, "--tasks=copa", "--behaviour_copa=untrained_once", "--epochs=1", "--score=0.5")
     wait_until((tmp_path / "hung").exists)
