@@ -15,6 +15,7 @@ from distill.sweep.flags import SweepArgs, parse
 from distill.sweep.model_size import planned_parameters, preset_parameters
 from distill.sweep.plan import find_search_space, fresh_stamp, plan_tasks, random_port
 from distill.sweep.presets import Presets, fill
+from distill.sweep.resplit import change_mp_words
 from distill.sweep.search import example_point, grid_points
 from distill.sweep.search_flags import parse_seeds
 from distill.sweep.teacher_entries import TeacherEntries
@@ -143,8 +144,11 @@ def _shell(sweep: SweepArgs, command: StageCommand) -> str:
     """The command for a shell, after what it needs."""
     lines = [f"# {command.task}, stage {command.stage}"]
     for old, new in command.resplits:
-        size = new.rpartition("_MP")[2]
-        lines.append(shlex.join(["python", "change_mp.py", old, size if size.isdigit() else "1"]))
+        words = change_mp_words(old, new, sweep.known.fix_module_parameters_mp)
+        cut = shlex.join(["python", "change_mp.py", *words])
+        if (made := f"{words[0]}_MP{words[1]}") != new:
+            cut += f" && {shlex.join(['mv', made, new])}"
+        lines.append(f"test -e {shlex.quote(new)} || {{ {cut}; }}")  # other commands may start from the same one
     if command.deepspeed_config is not None:
         content = json.dumps(command.deepspeed_config, sort_keys=True, indent=2)
         file = shlex.quote(command.deepspeed_path)

@@ -126,11 +126,6 @@ class Child:
         """Since its start."""
         return max(0.0, time.time() - self.identity.started)
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether it was asked to end."""
-        return self._by_force is not None
-
     def end(self) -> None:
         """Ask all of it to end; :meth:`has_ended` does it by force when the grace is over."""
         if self._by_force is None:

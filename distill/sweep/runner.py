@@ -97,10 +97,10 @@ def _find_study(sweep: SweepArgs) -> _Where:
         if others:
             raise ValueError(f"--resume={known.resume} takes the arguments of the sweep from its folder: leave out "
                              f"{' '.join(others)}")
-        return _Where(Path(known.resume).resolve(), retry_failed=known.retry_failed)
+        return _Where(Path(known.resume).expanduser().resolve(), retry_failed=known.retry_failed)
     if known.retry_failed:
         raise ValueError("--retry_failed goes with --resume=FOLDER, which names the sweep whose failures are meant")
-    root = Path(sweep.data_root).expanduser() / "tmp"
+    root = Path(sweep.data_root) / "tmp"
     if known.study is None:
         if (old := _interrupted(root, sweep)) is not None:
             return _Where(old)

@@ -74,6 +74,25 @@ def test_shell_lines_can_be_run(tmp_path: Path) -> None:
     assert all(json.loads(file.read_text())["gradient_accumulation_steps"] == 2 for file in files)
 
 
+def test_shell_lines_cut_checkpoints_as_a_sweep_does(tmp_path: Path) -> None:
+    """Under the names that the commands read, with the parameters that stay whole, once for all commands."""
+    for rank in range(4):
+        part = tmp_path / "it's_MP4" / f"mp_rank_{rank:02}_model_states.pt"
+        part.parent.mkdir(exist_ok=True)
+        part.touch()
+    text = plan_text(parse([
+        "--tasks=copa,cb", f"--model_path={tmp_path}/it's_MP4", "--model-parallel-size=2",
+        "--fix_module_parameters_mp=a.weight;b", f"--data-root={tmp_path}/data"]), "shell")
+    for name, script in (("deepspeed", "exit 0"), ("python", 'printf "%s\\n" "$@" >> said.txt; mkdir "$2_MP$3"')):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    subprocess.run(["sh", "-e"], input=text, text=True, cwd=tmp_path, check=True, env=path)
+    assert (tmp_path / "said.txt").read_text().splitlines() == [
+        "change_mp.py", f"{tmp_path}/it's_MP4", "2", "--fix_module_parameters=a.weight;b"]
+    assert (tmp_path / "it's_MP2").is_dir() and not (tmp_path / "it's_MP4_MP2").exists()
+
+
 def test_without_arguments_samples_are_printed(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = commands(done.stdout)

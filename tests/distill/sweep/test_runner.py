@@ -282,7 +282,7 @@ def test_a_stage_does_not_follow_a_failed_one_after_a_kill(tmp_path: Path) -> No
     journal = sweep.folder / "journal.jsonl"
     lines = journal.read_text(encoding="utf-8").splitlines(keepends=True)
     failed, = (number for number, line in enumerate(lines) if '"state": "failed"' in line)
-    journal.write_text("".join(lines[:failed + 1]), encoding="utf-8")  # killed before stage 1 was written down as skipped
+    journal.write_text("".join(lines[:failed + 1]), encoding="utf-8")  # before it was said of stage 1
     assert sweep.resume()[0] == runner.FAILURES
     assert len(sweep.started()) == 1
     assert [(row["state"], row["reason"]) for row in sweep.trials["copa-000"]][1] == ("skipped", "stage 0 failed")
@@ -338,6 +338,14 @@ def test_a_finished_sweep_is_shown_again_and_failures_are_repeated_on_request_on
     assert len(sweep.started()) == 2
     assert sweep.resume("--retry_failed")[0] == 0
     assert sweep.started() == ["copa-sNone-0", "cb-sNone-0", "cb-sNone-0"]
+
+
+def test_the_folder_of_a_sweep_may_be_below_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sweep = Sweep(tmp_path, "--tasks=copa", "--score=0.5")
+    assert sweep.run()[0] == 0
+    code, out = sweep.call(["--resume=~/study"])
+    assert code == 0 and f"going on with the sweep in {sweep.folder}" in out
 
 
 def test_the_same_command_goes_on_with_an_interrupted_sweep_below_the_data_root(tmp_path: Path) -> None:
