@@ -46,14 +46,16 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
                             "(one seed: 'A,'); results are given as mean and standard deviation (n-1)")
     group.add_argument("--seed_base", type=int, default=1234, help="first seed of --seeds=N")
     group.add_argument("--objective", default=None, metavar="METRIC",
-                       help="metric that ranks configurations (default: mean of those that are shown for the task)")
+                       help="metric that ranks configurations (default: mean of those that are shown for the task and have "
+                            "the direction of the first one)")
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--parallel", type=int, default=None, metavar="N",
                        help="trials at the same time at most (default: as many as the devices allow; 1 on a CPU)")
     group.add_argument("--gpus_per_trial", type=int, default=None, metavar="N",
-                       help="devices of --gpus that a trial gets (default: all of them)")
+                       help="devices of --gpus that a trial gets (default: all of them); big tasks get all of "
+                            "--big_task_gpus")
     group.add_argument("--trial_timeout", type=float, default=None, metavar="SECONDS",
                        help="end the processes of a stage that runs longer")
     group.add_argument("--grace", type=float, default=GRACE, metavar="SECONDS",
