@@ -364,9 +364,9 @@ class Scheduler:
             self._ask_to_end(job, job.ending or "interrupted")
             if job.preparing is not None:
                 job.preparing.cancel()  # what is only queued
-        if self.surroundings.cutter is not None:
-            self.surroundings.cutter.stop()
         try:
+            if self.surroundings.cutter is not None:
+                self.surroundings.cutter.stop()
             while self._jobs:
                 for job in list(self._jobs):
                     self._look_at(job)

@@ -46,8 +46,8 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
                             "(one seed: 'A,'); results are given as mean and standard deviation (n-1)")
     group.add_argument("--seed_base", type=int, default=1234, help="first seed of --seeds=N")
     group.add_argument("--objective", default=None, metavar="METRIC",
-                       help="metric that ranks configurations (default: mean of those that are shown for the task and have "
-                            "the direction of the first one)")
+                       help="metric that ranks configurations (default: mean of those that are shown for the task "
+                            "and have the direction of the first one)")
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
