@@ -73,7 +73,8 @@ ROOMS = (
     Room("distill/multi_teacher_model.py", FACADE),
     Room("distill/training/", EVERYTHING),
     # No torch: commands are composed and printed at once, and the runs are processes of their own.
-    Room("distill/sweep/", ("distill.sweep", "distill.report", "model.config", "model.count"),
+    Room("distill/json_files.py", (), ()),
+    Room("distill/sweep/", ("distill.sweep", "distill.json_files", "distill.report", "model.config", "model.count"),
          ("filelock", "optuna", "psutil", "rich")),
     Room("distill/auto_tune.py", ("distill.sweep",), ()),
     Room("distill/", EVERYTHING),
