@@ -78,10 +78,13 @@ class ParallelSelfAttention(nn.Module):
         self.output_dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, wanted: tuple[str, ...], record: Record) -> torch.Tensor:
-        """x [b, s, h], mask [b or 1, 1 or n, s, s] (see :func:`additive_mask`) -> [b, s, h] (width i in a bottleneck).
+        """x [b, s, h], mask [b or 1, 1 or n, s, s], bool or additive (see :func:`additive_mask`) -> [b, s, h] (width i
+        in a bottleneck).
 
         Tensors named in ``wanted`` go to ``record``.
         """
+        if mask.dtype == torch.bool:
+            mask = additive_mask(mask, x.dtype)
         mixed = self.query_key_value(x).chunk(3, dim=-1)  # 3 x [b, s, h/p]
         query, key, value = (self._split_heads(part) for part in mixed)  # [b, n/p, s, d]
         for name, whole, heads in zip(("query", "key", "value"), mixed, (query, key, value), strict=True):
