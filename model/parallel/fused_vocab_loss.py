@@ -210,7 +210,8 @@ class _LabelTerm:
     def __init__(self, z: torch.Tensor, labels: torch.Tensor, parallel: bool, dtype: torch.dtype) -> None:
         self.sums = SoftmaxSums(z, 1.0, dtype)
         for part, x in scratch_chunks(z, 1, dtype):
-            self.sums.add(z[part], part, x)
+            self.sums.centre(z[part], part, x)
+            torch.sum(x.exp_(), dim=-1, out=self.sums.total[part])
         log_z = self.sums.finish(parallel)
         self.column, self.owned = own_columns(labels, z.shape[-1], parallel)
         picked = z.gather(-1, self.column.unsqueeze(-1)).squeeze(-1).double().masked_fill(~self.owned, 0.0)

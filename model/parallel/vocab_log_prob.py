@@ -43,8 +43,6 @@ from model.parallel.mappings import all_reduce
 CPU_CHUNK_ELEMENTS = 1 << 17
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
 
-SMALLEST_SUM, LARGEST_SUM = math.exp(-16.0), math.exp(24.0)
-
 
 def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
     """The dtype losses compute in: at least float32; float64 stays float64."""
@@ -91,11 +89,8 @@ def global_width(local_width: int, parallel: bool, device: torch.device | str = 
 class SoftmaxSums:
     """What a softmax over a cut vocabulary needs to know of each row on this rank, collected chunk by chunk.
 
-    On a CPU the largest logit is not looked for, which is a pass over the logits, as long as the sums of the
-    exponentials show that none of them can have lost digits: see :func:`without_overflow`.
-
     Attributes:
-        shift: [n], the largest ``z / tau`` of the slice; 0 where it was not needed.
+        shift: [n], the largest ``z / tau`` of the slice.
         total: [n], ``sum exp(z / tau - shift)``.
         factor: [n], ``exp(shift) / Z``: the probabilities are ``factor exp(z / tau - shift)``. None before
             :meth:`finish`.
@@ -103,27 +98,17 @@ class SoftmaxSums:
 
     def __init__(self, logits: torch.Tensor, temperature: float, dtype: torch.dtype) -> None:
         self.temperature = temperature
-        self.shift = torch.zeros(logits.shape[0], dtype=dtype, device=logits.device)
+        self.shift = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
         self.total = torch.empty_like(self.shift)
-        self.is_shifted = logits.device.type != "cpu"  # on an accelerator to ask would be to wait
         self.factor: torch.Tensor | None = None
 
-    def centre(self, logits: torch.Tensor, rows: slice, out: torch.Tensor) -> torch.Tensor:
-        """``z / tau - shift`` of a chunk: in ``out``, or the logits themselves if there is nothing to do."""
+    def centre(self, logits: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
+        """Put ``z / tau - shift`` of a chunk into ``out``, which may be the chunk itself."""
         if logits.dtype != out.dtype:
             logits = out.copy_(logits)
-        if not self.is_shifted:
-            return logits if self.temperature == 1.0 else torch.mul(logits, 1.0 / self.temperature, out=out)
         shift = torch.amax(logits, dim=-1, out=self.shift[rows]).mul_(1.0 / self.temperature)
         shift.nan_to_num_(nan=float("nan"), neginf=0.0)  # a slice may hold nothing but minus infinity
-        return centred(logits, shift, self.temperature, out)
-
-    def add(self, logits: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        """Read a chunk of the logits; ``out``, of its size, then holds ``exp(z / tau - shift)``."""
-        def read() -> None:
-            torch.exp(self.centre(logits, rows, out), out=out)
-            torch.sum(out, dim=-1, out=self.total[rows])
-        without_overflow(read, rows, self)
+        centred(logits, shift, self.temperature, out)
 
     def finish(self, parallel: bool) -> torch.Tensor:
         """Set ``factor``; returns ``log Z`` of each row over all ranks, [n] float64."""
@@ -132,23 +117,6 @@ class SoftmaxSums:
         log_z = highest + summed(self.total * torch.exp(shift - highest), parallel).log()
         self.factor = torch.exp(shift - log_z).to(self.shift.dtype)
         return log_z
-
-
-def without_overflow(read: Callable[[], None], rows: slice, *sums: SoftmaxSums) -> None:
-    """``read()`` a chunk of rows; and again, with the largest logit taken off, if their sums are too large or small.
-
-    Within these bounds the largest ``z / tau`` of a row lies between -16 - log v and 24: its float32 rounding moves no
-    probability by more than 1.5e-6 of itself. Beyond them the rest of the rows is shifted too: one chunk is read twice.
-    """
-    read()
-    if all(each.is_shifted for each in sums):
-        return
-    for each in sums:
-        low, high = each.total[rows].aminmax()
-        if not (low.item() > SMALLEST_SUM and high.item() < LARGEST_SUM):  # a NaN too is read again
-            for one in sums:
-                one.is_shifted = True
-            return read()
 
 
 def centred(logits: torch.Tensor, shift: torch.Tensor, temperature: float, out: torch.Tensor) -> torch.Tensor:
@@ -185,11 +153,10 @@ def _is_cut(parallel: bool) -> bool:
 class EarlyGradient:
     """The gradient of the logits, formed in the forward pass while a chunk and its exponentials are in the cache.
 
-    It lacks the weight of each row, which the backward pass knows, and may lack the normaliser too: one factor less in
-    the forward pass. It goes through ``save_for_backward``, so that activation checkpointing drops it; the first
-    backward pass multiplies it in place and hands it over, a further one forms the gradient anew, in the same way. In
-    half precision it is not kept, because it would be rounded twice; nor over a cut vocabulary, where the sums of the
-    other ranks are needed first.
+    It lacks the weight of each row, which the backward pass knows. It goes through ``save_for_backward``, so that
+    activation checkpointing drops it; the first backward pass multiplies it in place and hands it over, a further one
+    forms the gradient anew. In half precision it is not kept, because it would be rounded twice; nor over a cut
+    vocabulary, where the sums of the other ranks are needed first.
     """
 
     @staticmethod
@@ -238,16 +205,13 @@ class SoftLabelSums:
             e: torch.Tensor) -> None:
         """Read a chunk of both logits; ``s, t, e`` are tensors of its size to work in. At the end ``s`` holds
         ``exp(s')`` and ``e`` holds ``exp(t')``."""
-        def read() -> None:
-            centred_s = self.student.centre(student, rows, s)
-            centred_t = self.teacher.centre(teacher, rows, t)
-            torch.exp(centred_t, out=e)
-            torch.sum(e, dim=-1, out=self.teacher.total[rows])
-            difference = torch.sub(centred_t, centred_s, out=t) if self.is_kl else torch.neg(centred_s, out=t)
-            self.product[rows] = _weighted_sum(e, difference)
-            torch.exp(centred_s, out=s)
-            torch.sum(s, dim=-1, out=self.student.total[rows])
-        without_overflow(read, rows, self.student, self.teacher)
+        self.student.centre(student, rows, s)
+        self.teacher.centre(teacher, rows, t)
+        torch.exp(t, out=e)
+        torch.sum(e, dim=-1, out=self.teacher.total[rows])
+        difference = t.sub_(s) if self.is_kl else torch.neg(s, out=t)
+        self.product[rows] = _weighted_sum(e, difference)
+        torch.sum(s.exp_(), dim=-1, out=self.student.total[rows])
 
     def finish(self, parallel: bool) -> torch.Tensor:
         """The loss, [n] float64, equal on all ranks; the factors of both softmaxes are set."""
@@ -264,12 +228,6 @@ def probability_difference(p: torch.Tensor, q: torch.Tensor, p_factor: torch.Ten
     return torch.mul(p, p_factor.unsqueeze(-1), out=out).addcmul_(q, q_factor.unsqueeze(-1), value=-1.0)
 
 
-def _weighted_difference(p: torch.Tensor, q: torch.Tensor, ratio: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """``p - ratio q`` of a chunk, in ``out``: the difference of the probabilities but for the student's factor, where
-    the vocabulary is whole (the factor of a slice may be zero)."""
-    return torch.addcmul(p, q, ratio.unsqueeze(-1), value=-1.0, out=out)
-
-
 class _SoftLabels(torch.autograd.Function):
     """Row losses between student and teacher logits, [n, v/p] x 2 -> [n]: KL, or cross entropy."""
 
@@ -282,8 +240,8 @@ class _SoftLabels(torch.autograd.Function):
         for rows, s, t, e in scratch_chunks(student, 3, dtype):
             sums.add(student[rows], teacher[rows], rows, s, t, e)
             if early is not None:
-                ratio = sums.teacher.total[rows].reciprocal() / sums.student.total[rows].reciprocal()
-                _weighted_difference(s, e, ratio, early[rows])
+                probability_difference(s, e, sums.student.total[rows].reciprocal(),
+                                        sums.teacher.total[rows].reciprocal(), early[rows])
         loss = sums.finish(parallel).to(dtype)
         if early is not None:  # what a further backward pass has to repeat
             sums.student.factor, sums.teacher.factor = sums.student.total.reciprocal(), sums.teacher.total.reciprocal()
@@ -301,9 +259,7 @@ class _SoftLabels(torch.autograd.Function):
         def student_chunk(rows: slice, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             centred(student[rows], s_shift[rows], ctx.temperature, s).exp_()
             centred(teacher[rows], t_shift[rows], ctx.temperature, t).exp_()
-            if early is None:
-                return probability_difference(s, t, s_factor[rows], t_factor[rows], s)
-            return _weighted_difference(s, t, t_factor[rows] / s_factor[rows], s)
+            return probability_difference(s, t, s_factor[rows], t_factor[rows], s)
 
         def teacher_chunk(rows: slice, s: torch.Tensor, t: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
             log_p = centred(student[rows], s_shift[rows], ctx.temperature, s).add_(s_factor[rows].log().unsqueeze(-1))
@@ -314,9 +270,8 @@ class _SoftLabels(torch.autograd.Function):
 
         s_grad = t_grad = None
         if ctx.needs_input_grad[0]:
-            s_weight = weight if early is None else weight * s_factor
-            s_grad = EarlyGradient.take(ctx, early, s_weight)
-            s_grad = _fill_gradient(student, s_weight, 2, student_chunk) if s_grad is None else s_grad
+            s_grad = EarlyGradient.take(ctx, early, weight)
+            s_grad = _fill_gradient(student, weight, 2, student_chunk) if s_grad is None else s_grad
         if ctx.needs_input_grad[1]:
             t_grad = _fill_gradient(teacher, weight, 3, teacher_chunk)
         return s_grad, t_grad, None, None, None, None
@@ -332,10 +287,11 @@ class _HardLabels(torch.autograd.Function):
         sums = SoftmaxSums(logits, 1.0, dtype)
         column, owned = own_columns(target, logits.shape[-1], parallel)
         for rows, z in scratch_chunks(logits, 1, dtype):
-            z = z if early is None else early[rows]
-            sums.add(logits[rows], rows, z)
+            sums.centre(logits[rows], rows, z)
+            torch.sum(z.exp_(), dim=-1, out=sums.total[rows])
             if early is not None:
-                _subtract_label(z, column[rows], owned[rows] / sums.total[rows].reciprocal())
+                torch.mul(z, sums.total[rows].reciprocal().unsqueeze(-1), out=early[rows])
+                _subtract_label(early[rows], column[rows], owned[rows])
         log_z = sums.finish(parallel)
         if early is not None:
             sums.factor = sums.total.reciprocal()
@@ -349,14 +305,11 @@ class _HardLabels(torch.autograd.Function):
         logits, shift, factor, column, owned, early = ctx.saved_tensors
 
         def chunk(rows: slice, p: torch.Tensor) -> torch.Tensor:
-            centred(logits[rows], shift[rows], 1.0, p).exp_()
-            if early is None:
-                return _subtract_label(p.mul_(factor[rows].unsqueeze(-1)), column[rows], owned[rows].to(p.dtype))
-            return _subtract_label(p, column[rows], owned[rows] / factor[rows])
+            centred(logits[rows], shift[rows], 1.0, p).exp_().mul_(factor[rows].unsqueeze(-1))
+            return _subtract_label(p, column[rows], owned[rows])
 
-        weight = grad if early is None else grad * factor
-        gradient = EarlyGradient.take(ctx, early, weight)
-        return _fill_gradient(logits, weight, 1, chunk) if gradient is None else gradient, None, None, None
+        gradient = EarlyGradient.take(ctx, early, grad)
+        return _fill_gradient(logits, grad, 1, chunk) if gradient is None else gradient, None, None, None
 
 
 def own_columns(target: torch.Tensor, width: int, parallel: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -366,8 +319,8 @@ def own_columns(target: torch.Tensor, width: int, parallel: bool) -> tuple[torch
     return (target - first).masked_fill(~owned, 0), owned
 
 
-def _subtract_label(p: torch.Tensor, column: torch.Tensor, one: torch.Tensor) -> torch.Tensor:
-    return p.scatter_add_(-1, column.unsqueeze(-1), -one.unsqueeze(-1))
+def _subtract_label(p: torch.Tensor, column: torch.Tensor, owned: torch.Tensor) -> torch.Tensor:
+    return p.scatter_add_(-1, column.unsqueeze(-1), -owned.to(p.dtype).unsqueeze(-1))
 
 
 class _Entropy(torch.autograd.Function):
@@ -379,11 +332,9 @@ class _Entropy(torch.autograd.Function):
         sums = SoftmaxSums(logits, temperature, dtype)
         product = torch.empty_like(sums.shift)
         for rows, z, e in scratch_chunks(logits, 2, dtype):
-            def read(rows: slice = rows, z: torch.Tensor = z, e: torch.Tensor = e) -> None:
-                centred_z = sums.centre(logits[rows], rows, z)
-                torch.sum(torch.exp(centred_z, out=e), dim=-1, out=sums.total[rows])
-                product[rows] = _weighted_sum(e, z.copy_(centred_z))
-            without_overflow(read, rows, sums)
+            sums.centre(logits[rows], rows, z)
+            torch.sum(torch.exp(z, out=e), dim=-1, out=sums.total[rows])
+            product[rows] = _weighted_sum(e, z)
         log_z = sums.finish(parallel)
         shift = sums.shift.double()
         entropy = (log_z - summed(torch.exp(shift - log_z) * (product + sums.total * shift), parallel)).to(dtype)
