@@ -184,8 +184,14 @@ def build_schedule(args: Any, source: Source) -> LearningRateSchedule:
     steps = args.lr_decay_iters or source.total // source.per_iteration
     if args.finetune:
         steps //= source.accumulation
-    return LearningRateSchedule(
+    schedule = LearningRateSchedule(
         args.lr, steps, warmup=args.warmup, style=args.lr_decay_style, decay_ratio=args.lr_decay_ratio)
+    last, below_zero = -(-source.total // source.accumulation), schedule.first_negative_step()
+    if below_zero is not None and below_zero < last:
+        logger.warning("--lr-decay-style=linear over %d steps goes on falling: from step %d of %d on the learning rate "
+                       "is below 0, which climbs the loss; raise --lr-decay-iters, or take cosine", steps, below_zero,
+                       last)
+    return schedule
 
 
 def count_parameters(model: nn.Module, *, only_trainable: bool = False) -> int:

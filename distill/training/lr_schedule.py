@@ -47,6 +47,12 @@ class LearningRateSchedule:
             return self.lr * (rho + (1 - rho) * (1 + math.cos(math.pi * x)) / 2)
         return self.lr
 
+    def first_negative_step(self) -> int | None:
+        """The number of steps after which the rate is below 0; None where it never is."""
+        if self.style != "linear" or self.decay_ratio >= 1:
+            return None
+        return math.floor(self.warmup_steps + self.decay_steps / (1 - self.decay_ratio)) + 1
+
     def step(self) -> None:
         """To be called after each optimizer step that was applied."""
         self.steps += 1

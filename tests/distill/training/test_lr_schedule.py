@@ -82,6 +82,15 @@ def test_a_switched_schedule_goes_on_after_a_resume() -> None:
     assert rates(resumed, 20) == rates(schedule, 20)
 
 
+def test_when_the_linear_rate_falls_below_zero() -> None:
+    schedule = LearningRateSchedule(1.0, 20, warmup=0.1, decay_ratio=0.1)
+    step = schedule.first_negative_step()
+    found = rates(schedule, step + 1)
+    assert found[step] < 0 <= found[step - 1]
+    assert LearningRateSchedule(1.0, 20, style="cosine").first_negative_step() is None
+    assert LearningRateSchedule(1.0, 20, decay_ratio=1.0).first_negative_step() is None
+
+
 def test_a_schedule_that_has_not_begun_is_not_switched() -> None:
     schedule, plain = (LearningRateSchedule(1.0, 10, warmup=0.2, style="cosine") for _ in range(2))
     schedule.switch_to_linear(10)  # its rate is 0, which would be the peak of the new one
