@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 
 from scripts.quickstart.compression import glmd_al
 from scripts.quickstart.plan import quickstart
 from scripts.quickstart.report import make_report, rich_table, summary, write_report
-from scripts.quickstart.runner import ROOT, Runner, StepFailed, num_cores
+from scripts.quickstart.runner import ROOT, num_cores, run_plan
 from scripts.quickstart.steps import TEXT_RECIPE, WORLD, Recipe, Source
 
 MAX_JOBS = 4
@@ -77,17 +76,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _remove_run(run)
     signal.signal(signal.SIGTERM, _interrupt)
     experiment = EXPERIMENTS[args.recipe](run, recipe, source, args.seeds)
-    plan = experiment.steps
-    console.print(f"{len(plan)} steps, {jobs} at a time, in {run}\n", soft_wrap=True)
     began = time.monotonic()
-    try:
-        Runner(run, plan, jobs=jobs, console=console).run_all()
-    except StepFailed as failure:
-        console.print(f"\n[red]failed:[/red] {escape(str(failure))}", soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nstopped; start it again to go on with the steps that are left")
-        return 130
+    if code := run_plan(run, experiment.steps, jobs=jobs, console=console):
+        return code
     report = make_report(run, experiment)
     write_report(run, experiment, report)
     console.print()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.text import Text
 
 from scripts.quickstart.steps import Step, command_of, fingerprint, step_folder
@@ -30,6 +31,21 @@ TERMINATE_SECONDS = 10.0
 
 class StepFailed(Exception):
     """A child ended with an error; the message has the end of its log."""
+
+
+def run_plan(run: Path, plan: Sequence[Step], *, jobs: int, console: Console,
+             command: Callable[[Step, list[str]], list[str]] | None = None) -> int:
+    """Run what is not done of a plan and tell how it went; the exit code: 1 if a step failed, 130 if interrupted."""
+    console.print(f"{len(plan)} steps, {jobs} at a time, in {run}\n", soft_wrap=True)
+    try:
+        Runner(run, plan, jobs=jobs, console=console, command=command).run_all()
+    except StepFailed as failure:
+        console.print(f"\n[red]failed:[/red] {escape(str(failure))}", soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nstopped; start it again to go on with the steps that are left")
+        return 130
+    return 0
 
 
 @dataclass

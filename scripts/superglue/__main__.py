@@ -14,7 +14,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.markup import escape
 
-from scripts.quickstart.runner import ROOT, Runner, StepFailed, num_cores
+from scripts.quickstart.runner import ROOT, num_cores, run_plan
 from scripts.quickstart.steps import Step
 from scripts.superglue.plan import DIAGNOSTICS, REAL, WORLD_RECIPE, Files, Recipe, make_plan, presets, task_names
 from scripts.superglue.report import COMMANDS, put_into_page, report_parts
@@ -90,15 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, jobs = Console(highlight=False), args.jobs or min(4, num_cores())
     signal.signal(signal.SIGTERM, _interrupt)
     plan = make_plan(run, recipe, files, tasks)
-    console.print(f"{len(plan)} steps, {jobs} at a time, in {run}\n", soft_wrap=True)
-    try:
-        Runner(run, plan, jobs=jobs, console=console, command=start_command).run_all()
-    except StepFailed as failure:
-        console.print(f"\n[red]failed:[/red] {escape(str(failure))}", soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nstopped; start it again to go on with the steps that are left")
-        return 130
+    if code := run_plan(run, plan, jobs=jobs, console=console, command=start_command):
+        return code
     text = "\n".join((f"`{command_line(args)}`\n", *report_parts(run, recipe, files, plan, absent, args.base)))
     try:
         (run / "report.md").write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from scripts.quickstart import __main__ as entry
 from scripts.quickstart.compression import COMPRESSED, MODELS, glmd_al
 from scripts.quickstart.report import Experiment, Report, Row, make_report, summary
 from scripts.quickstart.steps import DISTILLED, FREQUENCIES, TEACHER, Recipe, Source, command_of, step_folder
+from tests.scripts.made_up_run import write_done_step, write_questions
 
 #: What names the flags that make a student compact.
 COMPACT = ("map_vocab", "unmap_vocab", "compress_word_emb", "distill_logit_mask_map", "student_build_map")
@@ -68,20 +69,14 @@ def test_the_real_parsers_take_every_command(tmp_path: Path, monkeypatch: pytest
 
 def test_the_sentences_and_the_measured_loss(tmp_path: Path) -> None:
     whole = experiment(tmp_path, 2)
-    for part in ("val", "test"):
-        path = tmp_path / f"world/tasks/COPA/{part}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}\n" * 50)
+    write_questions(tmp_path, 50)
     for step in whole.steps:
-        folder = step_folder(tmp_path, step.name)
-        (folder / "records").mkdir(parents=True)
-        (folder / "done.json").write_text(json.dumps({"fingerprint": "", "seconds": 10.0}))
         size = {TEACHER: 1000, DISTILLED: 400, COMPRESSED: 300}.get(step.model)
         loss = {"pretraining": 9.0, "evaluation": 2.0 if step.model == COMPRESSED else 1.5}.get(step.stage)
         score = 70.0 - 2 * step.seed if step.model == COMPRESSED else 80.0
         records = [{"kind": "start", "parameters": size}, {"kind": "validation", "loss": loss},
                    {"kind": "metrics", "accuracy": score}] if step.model else []
-        (folder / "records/metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        write_done_step(tmp_path, step, records)
     report = make_report(tmp_path, whole)
     assert [row.model for row in report.rows] == list(MODELS) and report.row(COMPRESSED).losses == [2.0, 2.0]
     assert report.gain == [-12.0, -14.0] and report.loss_change == [0.5, 0.5]

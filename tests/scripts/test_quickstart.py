@@ -25,6 +25,7 @@ from scripts.quickstart.runner import (
     read_records,
 )
 from scripts.quickstart.steps import DISTILLED, TEACHER, Recipe, Source, Step, command_of, step_folder
+from tests.scripts.made_up_run import write_done_step, write_questions
 
 
 def experiment(run: Path, seeds: int) -> Experiment:
@@ -193,14 +194,8 @@ def finished(tmp_path: Path) -> tuple[Path, Experiment]:
     """A run of two seeds whose records were made up."""
     whole = experiment(tmp_path, 2)
     accuracy = {TEACHER: 90.0, ALONE: 60.0, DISTILLED: 75.0, SCRATCH: 50.0}
-    for part in ("val", "test"):
-        path = tmp_path / f"world/tasks/COPA/{part}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("{}\n" * 300)
+    write_questions(tmp_path, 300)
     for one in whole.steps:
-        folder = step_folder(tmp_path, one.name)
-        (folder / "records").mkdir(parents=True)
-        (folder / "done.json").write_text(json.dumps({"fingerprint": "", "seconds": 10.0}))
         records = [{"kind": "start", "parameters": 900 if one.model == TEACHER else 100, "iterations": 2}]
         for iteration in (1, 2):
             records.append({"kind": "train", "iteration": iteration, "loss": 2.0, "mean_loss": 3.0 / iteration})
@@ -209,8 +204,7 @@ def finished(tmp_path: Path) -> tuple[Path, Experiment]:
         elif one.stage:
             extra = 4.0 * (one.seed == 2)
             records.append({"kind": "metrics", "iteration": 2, "epoch": -1, "accuracy": accuracy[one.model] + extra})
-        text = "".join(json.dumps(record) + "\n" for record in records) + '{"kind": "tr'
-        (folder / "records/metrics.jsonl").write_text(text)
+        write_done_step(tmp_path, one, records, tail='{"kind": "tr')
     return tmp_path, whole
 
 
