@@ -90,11 +90,15 @@ def _check_values(config: Mapping[str, Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{key} in the DeepSpeed file must be a whole number above 0, not {value!r}; write one, "
                              "or leave the entry out")
-    for key in ("optimizer", "fp16", "bf16", "zero_optimization", "activation_checkpointing"):
+    for key in ("optimizer", "fp16", "bf16", "zero_optimization", "activation_checkpointing", "data_types"):
         if not isinstance(config.get(key, {}), dict):
             raise ValueError(f"{key} in the DeepSpeed file must be an object in braces, not {config[key]!r}")
-    for key, value in (("lr", config.get("optimizer", {}).get("params", {}).get("lr", 0.0)),
-                       ("weight_decay", config.get("optimizer", {}).get("params", {}).get("weight_decay", 0.0)),
+    params = config.get("optimizer", {}).get("params", {})
+    betas = params.get("betas", [0.0, 0.0])
+    if not isinstance(betas, list) or len(betas) != 2:
+        raise ValueError(f"betas in the DeepSpeed file must be a list of two numbers, not {betas!r}")
+    for key, value in (*((key, params.get(key, 0.0)) for key in ("lr", "weight_decay", "eps")),
+                       *(("betas", beta) for beta in betas),
                        ("gradient_clipping", config.get("gradient_clipping", 0.0))):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{key} in the DeepSpeed file must be a number, not {value!r}")
@@ -243,9 +247,9 @@ def _resolve_zero(result: ResolvedConfig, on_gpu: bool) -> None:
         # be updated by each rank from its own share.
         block["overlap_comm"] = False
         result.notes.append("overlap_comm is switched off: with accumulation at ZeRO stage 1 it leaves out gradients")
-    data_types = config.get("data_types", {}).get("grad_accum_dtype")
-    if stage == 1 and result.overrides["bf16"] and data_types not in (None, "bf16"):
-        raise ValueError(f"data_types.grad_accum_dtype {data_types!r} in the DeepSpeed file needs ZeRO stage 2 with "
+    sum_dtype = config.get("data_types", {}).get("grad_accum_dtype")
+    if stage == 1 and result.overrides["bf16"] and sum_dtype not in (None, "bf16"):
+        raise ValueError(f"data_types.grad_accum_dtype {sum_dtype!r} in the DeepSpeed file needs ZeRO stage 2 with "
                          "bf16; set zero_optimization.stage to 2")
     config["zero_optimization"] = block
     config["zero_allow_untested_optimizer"] = True

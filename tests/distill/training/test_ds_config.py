@@ -154,6 +154,9 @@ def test_unused_blocks_are_told() -> None:
     ({"train_batch_size": 100, "gradient_accumulation_steps": None}, 2, "not divisible"),
     ({"train_micro_batch_size_per_gpu": "auto"}, 1, "whole number above 0, not 'auto'"),
     ({"optimizer": {"type": "Adam", "params": {"lr": "auto"}}}, 1, "lr in the DeepSpeed file must be a number"),
+    ({"optimizer": {"type": "Adam", "params": {"betas": [0.9]}}}, 1, "betas .* must be a list of two"),
+    ({"optimizer": {"type": "Adam", "params": {"eps": "1e-6"}}}, 1, "eps in the DeepSpeed file must be a number"),
+    ({"data_types": "fp32"}, 1, "data_types in the DeepSpeed file must be an object"),
     ({"fp16": True}, 1, "must be an object in braces"),
     ({"bf16": {"enabled": True}}, 1, "both true"),
 ])
