@@ -15,7 +15,9 @@ from distill.sweep.types import DEEPSPEED_FLAG, FlagPair
 #: Flag -> entry of the file. The training scripts do the same in ``distill/training/ds_config.py``.
 _ENTRIES = {"--lr": "optimizer__params__lr", "--weight-decay": "optimizer__params__weight_decay",
             "--batch-size": "train_micro_batch_size_per_gpu",
-            "--gradient-accumulation-steps": "gradient_accumulation_steps", "--clip-grad": "gradient_clipping"}
+            "--gradient-accumulation-steps": "gradient_accumulation_steps", "--clip-grad": "gradient_clipping",
+            "--adam-beta1": "optimizer__params__betas", "--adam-beta2": "optimizer__params__betas",
+            "--adam-eps": "optimizer__params__eps"}
 #: The file wins without the entry, too: there its default counts.
 _ALWAYS = ("--gradient-accumulation-steps", "--clip-grad")
 _STAGE = re.compile(r"--again_(\d+)__(\S+)")

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from distill import auto_tune
+from distill.arguments import build_parser
 from distill.sweep.flags import parse
-from distill.sweep.overruled import overruled
+from distill.sweep.overruled import _ENTRIES, overruled
 from distill.sweep.plan import find_search_space, notes
+from distill.training import ds_config
 
 ALL = ("--lr", "--weight-decay", "--batch-size", "--gradient-accumulation-steps", "--clip-grad")
 
@@ -23,6 +25,17 @@ ALL = ("--lr", "--weight-decay", "--batch-size", "--gradient-accumulation-steps"
 def test_a_search_that_would_repeat_one_trial_is_refused(flag: str, instead: str) -> None:
     with pytest.raises(ValueError, match=f"{flag} is searched, but the DeepSpeed file replaces it.*{instead}"):
         auto_tune.check(parse(["--tasks=copa", "--task_t_load=base", f"{flag}=grid:1,2"]))
+
+
+def test_the_list_is_that_of_the_training_scripts() -> None:
+    """Which values lose against a file that has all of them."""
+    params = {"lr": 0.5, "weight_decay": 0.5, "betas": [0.5, 0.5], "eps": 0.5}
+    file = {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 3, "gradient_clipping": 0.5,
+            "optimizer": {"type": "Adam", "params": params}}
+    given = ["--finetune", "--cloze-eval", "--task=copa"]
+    args = build_parser("finetune").parse_args(given)
+    (note,) = [note for note in ds_config.resolve(args, file, on_gpu=False).notes if "replaces" in note]
+    assert {word for word in note.split() if word.startswith("--")} == set(_ENTRIES)
 
 
 def test_a_value_without_effect_is_told() -> None:
