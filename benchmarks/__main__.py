@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import argparse
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from benchmarks.losses import cut_losses, fused_losses, whole_losses
 from benchmarks.measure import HEADER, Row
-from benchmarks.steps import StepSizes, attention, glmd_steps
+from benchmarks.steps import StepSizes, attention, compiled_steps, glmd_steps
 from benchmarks.text import text_lines
 
 PARTS = ("losses", "cut", "fused", "attention", "step", "text")
+#: Takes a C++ compiler and minutes: only by name.
+FURTHER_PARTS = ("compile",)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, comma-separated: {', '.join(PARTS)}")
+    parser.add_argument("--only", default=",".join(PARTS),
+                        help=f"parts, comma-separated: {', '.join(PARTS)}; or {', '.join(FURTHER_PARTS)}")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--rows", type=int, default=2048, help="of the logits")
     parser.add_argument("--vocabulary", type=int, default=30592)
@@ -35,11 +38,12 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=50, help="of the loader, for each mode and repeat")
     parser.add_argument("--corpus", default=None, help="text for the loader and the token cache; default: generated")
     parser.add_argument("--wordpiece-vocabulary", default=None, help="vocabulary file for --corpus")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     parts = args.only.split(",")
-    unknown = set(parts) - set(PARTS)
+    known = (*PARTS, *FURTHER_PARTS)
+    unknown = set(parts) - set(known)
     if unknown:
-        parser.error(f"--only={args.only}: {', '.join(sorted(unknown))} is no part (known: {', '.join(PARTS)})")
+        parser.error(f"--only={args.only}: {', '.join(sorted(unknown))} is no part (known: {', '.join(known)})")
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, 1 thread, "
           f"{args.repeats} repeats: median, and smallest and largest ratio")
@@ -62,10 +66,13 @@ def rows(args: argparse.Namespace, parts: list[str]) -> Iterator[Row]:
             yield from fused_losses(args.rows, args.vocabulary, args.width, args.repeats, dtype)
     if "attention" in parts:
         yield from attention(args.repeats, length=args.step_length)
+    teacher, student = (int(number) for number in args.step_layers.split(","))
+    sizes = StepSizes(teacher, student, args.width, args.width // 64, args.step_length, args.step_batch,
+                      args.vocabulary)
     if "step" in parts:
-        teacher, student = (int(number) for number in args.step_layers.split(","))
-        yield from glmd_steps(StepSizes(teacher, student, args.width, args.width // 64, args.step_length,
-                                        args.step_batch, args.vocabulary), args.step_repeats)
+        yield from glmd_steps(sizes, args.step_repeats)
+    if "compile" in parts:
+        yield from compiled_steps(sizes, args.step_repeats)
 
 
 if __name__ == "__main__":

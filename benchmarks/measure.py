@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from model.parallel.gradient_memory import release_gradient_memory
+
 Work = Callable[[], object]
 
 
@@ -71,29 +73,45 @@ HEADER = (f"{'':<44} {'CPU s':>8} {'CPU s':>8} {'':>7} {'':>11} {'MB':>8} {'MB':
 
 def compare(name: str, naive: Work, ours: Work, leaves: Sequence[torch.Tensor], *, repeats: int,
             goal_ratio: float | None = None, goal_megabytes: float | None = None) -> Row:
-    """Run both in turns, after one turn that does not count. ``leaves`` lose their gradients before each."""
+    """Run both in turns. ``leaves`` lose their gradients before each."""
     row = Row(name, Cost(), Cost(), goal_ratio, goal_megabytes)
-    for turn in range(repeats + 1):
-        for work, cost in ((naive, row.naive), (ours, row.ours)):
+    alternate([(naive, row.naive), (ours, row.ours)], leaves, repeats)
+    return row
+
+
+def alternate(forms: Sequence[tuple[Work, Cost]], leaves: Sequence[torch.Tensor], repeats: int) -> None:
+    """Run the forms in turns: once without counting, once for memory, then for time.
+
+    Memory has a turn of its own because it begins without the memory that a form keeps from one step to the next.
+    """
+    for turn in range(repeats + 2):
+        for work, cost in forms:
             for leaf in leaves:
                 leaf.grad = None
             if turn == 0:
                 work()
-                continue
-            seconds, megabytes = measured(work)
-            cost.seconds.append(seconds)
-            cost.megabytes.append(megabytes)
-    return row
+            elif turn == 1:
+                cost.megabytes.append(peak_growth(work))
+            else:
+                cost.seconds.append(cpu_seconds(work))
 
 
-def measured(work: Work) -> tuple[float, float]:
-    """CPU seconds of this process, and the growth of its resident memory at the highest point (Linux; 0 elsewhere)."""
+def cpu_seconds(work: Work) -> float:
+    """CPU time of this process, user and system."""
     gc.collect()
-    before = _reset_peak()
     began = time.process_time()
     work()
-    seconds = time.process_time() - began
-    return seconds, max(0.0, _status("VmHWM") - before)
+    return time.process_time() - began
+
+
+def peak_growth(work: Work) -> float:
+    """Growth of the resident memory at its highest point in MB (Linux; 0 elsewhere), memory that is kept for further
+    steps included."""
+    gc.collect()
+    release_gradient_memory()
+    before = _reset_peak()
+    work()
+    return max(0.0, _status("VmHWM") - before)
 
 
 def _reset_peak() -> float:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.losses import TAU, naive_kl, our_kl
-from benchmarks.measure import Cost, Row, Work, compare, measured
+from benchmarks.measure import Cost, Row, Work, alternate, compare
 from model.attention import ParallelSelfAttention, additive_mask, prefix_mask
 from model.config import ModelConfig
 from model.glm import GLMModel
@@ -43,13 +43,14 @@ def explicit_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 def attention(repeats: int, batch: int = 4, heads: int = 12, length: int = 512, size: int = 64) -> Iterator[Row]:
     """Forward and backward of the attention inside a layer, without its projections; then what dropout costs."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(batch, heads, length, size, generator=generator).requires_grad_() for _ in range(3)]
+    leaves = [torch.randn(batch, length, heads, size, generator=generator).requires_grad_() for _ in range(3)]
+    inputs = [leaf.transpose(1, 2) for leaf in leaves]  # as a layer splits its heads off
     mask = additive_mask(prefix_mask(torch.full((batch,), length // 2), batch, length), torch.float32)
     module = ParallelSelfAttention(ModelConfig(
         num_layers=1, hidden_size=heads * size, num_attention_heads=heads, max_position_embeddings=length,
         vocab_size=128, attention_dropout=0.0, hidden_dropout=0.0, output_dropout=0.0))
 
-    upstream = torch.ones(batch, heads, length, size)
+    upstream = torch.ones(batch, length, heads, size).transpose(1, 2)
 
     def work(function: Callable[[], torch.Tensor]) -> Work:
         return lambda: function().backward(upstream)
@@ -58,12 +59,11 @@ def attention(repeats: int, batch: int = 4, heads: int = 12, length: int = 512, 
         module.dropout_p = dropout
         return module._fused(*inputs, mask)
 
-    gradients_mb = 3 * inputs[0].numel() * 4 / 1e6
     yield compare("attention, prefix mask", work(lambda: explicit_attention(*inputs, mask)),
-                  work(lambda: fused(0.0)), inputs, repeats=repeats, goal_ratio=2.3,
-                  goal_megabytes=25.0 + gradients_mb)
+                  work(lambda: fused(0.0)), leaves, repeats=repeats, goal_ratio=2.3,
+                  goal_megabytes=25 * 2 ** 20 / 1e6)  # result and gradients alone are 24 MiB
     yield compare("attention with dropout 0.1", work(lambda: explicit_attention(*inputs, mask, 0.1)),
-                  work(lambda: fused(0.1)), inputs, repeats=repeats)
+                  work(lambda: fused(0.1)), leaves, repeats=repeats)
 
 
 class _Step:
@@ -85,6 +85,12 @@ class _Step:
             num_layers=layers, hidden_size=sizes.width, num_attention_heads=sizes.heads,
             max_position_embeddings=sizes.length, vocab_size=sizes.vocabulary, attention_dropout=0.0,
             hidden_dropout=0.0, output_dropout=0.0))
+
+    def compile_layers(self) -> None:
+        """As ``--compile`` does where no layer is tapped."""
+        for model in (self.teacher, self.student):
+            for layer in model.transformer.layers:
+                layer.compile(options={"fallback_random": True})
 
     def run(self, form: str) -> None:
         loss = {"naive": self._naive, "ours": self._ours, "fused": self._fused}[form]()
@@ -130,13 +136,7 @@ def glmd_steps(sizes: StepSizes, repeats: int) -> Iterator[Row]:
         step = _Step(sizes, dtype)  # the one before is freed only now, and counted in no row
         for form in ("naive", "ours", "fused"):
             costs[form, dtype] = Cost()
-        for form in ("naive", "ours", "fused"):
-            step.run(form)
-        for _ in range(repeats):
-            for form in ("naive", "ours", "fused"):
-                seconds, megabytes = measured(partial(step.run, form))
-                costs[form, dtype].seconds.append(seconds)
-                costs[form, dtype].megabytes.append(megabytes)
+        alternate([(partial(step.run, form), costs[form, dtype]) for form in ("naive", "ours", "fused")], (), repeats)
         short = str(dtype).removeprefix("torch.")
         naive = costs["naive", dtype]
         goal = 1.15 if dtype == torch.float32 else None
@@ -145,3 +145,13 @@ def glmd_steps(sizes: StepSizes, repeats: int) -> Iterator[Row]:
         if dtype == torch.bfloat16:
             yield Row("GLMD step, bfloat16 against naive float32", costs["naive", torch.float32], costs["ours", dtype],
                       goal_ratio=2.8)
+
+
+def compiled_steps(sizes: StepSizes, repeats: int) -> Iterator[Row]:
+    """The step with and without ``--compile``; here "naive" is ours without. Compiling is not counted."""
+    for dtype in (torch.float32, torch.bfloat16):
+        plain, compiled = _Step(sizes, dtype), _Step(sizes, dtype)
+        compiled.compile_layers()
+        short = str(dtype).removeprefix("torch.")
+        yield compare(f"GLMD step, --compile against without, {short}", partial(plain.run, "ours"),
+                      partial(compiled.run, "ours"), (), repeats=repeats)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from distill.losses.masking import fit_mask
+from model.parallel.gradient_memory import gradient_like
 from model.parallel.groups import parallel_state
 from model.parallel.mappings import (
     all_gather_last,
@@ -95,52 +96,55 @@ class _PickAndExcess(torch.autograd.Function):
     def forward(ctx: Any, student: torch.Tensor, columns: torch.Tensor,
                 with_grad: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         picked = pick_entries(student, columns).to(compute_dtype(student))
-        theta = picked.amin(dim=-1)
+        theta = picked.amin(dim=-1, keepdim=True)
         total, count = torch.empty_like(theta), torch.empty_like(theta)
         # Where the excess is positive, 1: exact in every dtype, and a matter of this rank alone.
         positive = EarlyGradient.of(ctx, student, student.dtype, wanted=with_grad, parallel=False)
-        for rows, excess in _excess_chunks(student, theta, columns):
-            total[rows] = excess.sum(dim=-1)
-            count[rows] = excess.sign_().sum(dim=-1)  # comparisons are five times slower on a CPU
-            if positive is not None:
-                positive[rows] = excess
+        of_rows = (total, count, *(() if positive is None else (positive,)))
+        for excess, total_rows, count_rows, *positive_rows in _excess_chunks(student, theta, columns, *of_rows):
+            torch.sum(excess, dim=-1, keepdim=True, out=total_rows)
+            # comparisons are five times slower on a CPU
+            torch.sum(excess.sign_(), dim=-1, keepdim=True, out=count_rows)
+            if positive_rows:
+                positive_rows[0].copy_(excess)
+        count = count.squeeze(-1)
         ctx.save_for_backward(student, picked, columns, count, positive)
         ctx.mark_non_differentiable(count)
-        return picked, total, count
+        return picked, total.squeeze(-1), count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, picked_grad: torch.Tensor, total_grad: torch.Tensor,
                  _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         student, picked, columns, count, positive = ctx.saved_tensors
-        smallest = (picked == picked.amin(dim=-1, keepdim=True)).to(picked.dtype)
+        theta = picked.amin(dim=-1, keepdim=True)
+        smallest = (picked == theta).to(picked.dtype)
         theta_grad = all_reduce(-total_grad * count) / smallest.sum(dim=-1)
         picked_grad = torch.addcmul(picked_grad, smallest, theta_grad.unsqueeze(-1))
-        weight = total_grad.to(student.dtype)
+        weight = total_grad.to(student.dtype).unsqueeze(-1)
         gradient = EarlyGradient.take(ctx, positive, weight)
         if gradient is None:  # an earlier pass has used it up
-            gradient = torch.empty_like(student, memory_format=torch.contiguous_format)
-            for rows, excess in _excess_chunks(student, picked.amin(dim=-1), columns):
-                gradient[rows] = excess.sign_()
-            gradient.mul_(weight.unsqueeze(-1))
+            gradient = gradient_like(student)
+            for excess, rows, row_weight in _excess_chunks(student, theta, columns, gradient, weight):
+                torch.mul(excess.sign_(), row_weight, out=rows)
         if parallel_state().model_size > 1:
             foreign = columns == student.shape[-1]
             columns, picked_grad = columns.masked_fill(foreign, 0), picked_grad.masked_fill(foreign, 0.0)
         return gradient.scatter_add_(-1, columns, picked_grad.to(gradient.dtype)), None, None
 
 
-def _excess_chunks(student: torch.Tensor, theta: torch.Tensor,
-                   columns: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """``max(0, s - theta)``, zero at ``columns``, in chunks of rows; the next chunk takes the same memory."""
+def _excess_chunks(student: torch.Tensor, theta: torch.Tensor, columns: torch.Tensor,
+                   *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """``max(0, s - theta)``, zero at ``columns``, in chunks of rows, with the same rows of the others; the next chunk
+    takes the same memory."""
     width = student.shape[-1]
     padded = None
-    for rows in row_chunks(student):
-        chunk = student[rows]
+    for chunk, theta_rows, column_rows, *rest in row_chunks(student, theta, columns, *others):
         if padded is None:  # the last column takes the entries of other ranks
             padded = theta.new_empty(chunk.shape[0], width + 1)
         excess = padded[:chunk.shape[0]]
-        torch.sub(chunk.to(theta.dtype), theta[rows].unsqueeze(-1), out=excess[:, :-1])
-        yield rows, excess.scatter_(-1, columns[rows], 0.0)[:, :-1].clamp_(min=0)
+        torch.sub(chunk.to(theta.dtype), theta_rows, out=excess[:, :-1])
+        yield excess.scatter_(-1, column_rows, 0.0)[:, :-1].clamp_(min=0), *rest
 
 
 class TopLoss(NamedTuple):

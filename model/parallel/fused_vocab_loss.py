@@ -23,11 +23,11 @@ from torch.autograd.function import once_differentiable
 from model.parallel.groups import parallel_state
 from model.parallel.mappings import copy_to_model_parallel_region
 from model.parallel.vocab_log_prob import (
+    HardLabelSums,
     SoftLabelSums,
-    SoftmaxSums,
     centred,
     compute_dtype,
-    own_columns,
+    label_gradient,
     probability_difference,
     scratch_chunks,
     summed,
@@ -193,33 +193,38 @@ class _Work:
     def _to_gradient(self, rows: slice, z: torch.Tensor, t: torch.Tensor | None, labels: _LabelTerm | None,
                      soft: _SoftmaxTerm | _SquareTerm | None) -> None:
         """The block of logits becomes the gradient of the loss with respect to it."""
-        label_weight = self.label_weight[rows]
-        soft_weight = self.soft_weight[rows] if soft is not None else None
-        for part, total, first, second in scratch_chunks(z, 3, self.dtype):
-            total.zero_()
-            if labels is not None:
-                total.add_(labels.gradient(part, z[part], first).mul_(label_weight[part].unsqueeze(-1)))
-            if soft is not None:
-                total.add_(soft.gradient(part, z[part], t[part], first, second).mul_(soft_weight[part].unsqueeze(-1)))
-            z[part] = total
+        weighted = [] if labels is None else [(labels, labels.weighted(self.label_weight[rows].unsqueeze(-1)))]
+        if soft is not None:
+            weighted.append((soft, soft.weighted(t, self.soft_weight[rows].unsqueeze(-1))))
+        is_direct = z.dtype == self.dtype
+        for (first, second, scratch), z_rows, *chunks in scratch_chunks(
+                3, self.dtype, z, *(tensor for _, tensors in weighted for tensor in tensors)):
+            gradients = []
+            for term, tensors in weighted:
+                own, chunks = chunks[:len(tensors)], chunks[len(tensors):]
+                is_last = len(gradients) == len(weighted) - 1  # nothing reads the logits after it
+                out = z_rows if is_last and is_direct else second if gradients else first
+                gradients.append(term.gradient(out, scratch, z_rows, *own))
+            total = gradients[-1].add_(gradients[0]) if len(gradients) > 1 else gradients[0]
+            if not is_direct:
+                z_rows.copy_(total)
 
 
 class _LabelTerm:
     """Cross entropy with labels of a block of logits."""
 
     def __init__(self, z: torch.Tensor, labels: torch.Tensor, parallel: bool, dtype: torch.dtype) -> None:
-        self.sums = SoftmaxSums(z, 1.0, dtype)
-        for part, x in scratch_chunks(z, 1, dtype):
-            self.sums.centre(z[part], part, x)
-            torch.sum(x.exp_(), dim=-1, out=self.sums.total[part])
-        log_z = self.sums.finish(parallel)
-        self.column, self.owned = own_columns(labels, z.shape[-1], parallel)
-        picked = z.gather(-1, self.column.unsqueeze(-1)).squeeze(-1).double().masked_fill(~self.owned, 0.0)
-        self.rows = (log_z - summed(picked, parallel)).to(dtype)
+        self.sums = HardLabelSums(z, labels, parallel)
+        self.sums.read(z)
+        self.rows = self.sums.finish(z).to(dtype)
 
-    def gradient(self, part: slice, z: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        centred(z, self.sums.shift[part], 1.0, out).exp_().mul_(self.sums.factor[part].unsqueeze(-1))
-        return out.scatter_add_(-1, self.column[part].unsqueeze(-1), -self.owned[part].to(out.dtype).unsqueeze(-1))
+    def weighted(self, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """What :meth:`gradient` needs of each row; ``weight`` is [n, 1]."""
+        softmax = self.sums.softmax
+        return softmax.offset, softmax.factor * weight, self.sums.column, -weight * self.sums.owned
+
+    def gradient(self, out: torch.Tensor, _: torch.Tensor, z: torch.Tensor, *of_rows: torch.Tensor) -> torch.Tensor:
+        return label_gradient(out, z, *of_rows)
 
 
 class _SoftmaxTerm:
@@ -228,17 +233,18 @@ class _SoftmaxTerm:
     def __init__(self, z: torch.Tensor, t: torch.Tensor, soft: SoftTarget, parallel: bool, dtype: torch.dtype) -> None:
         self.temperature = soft.temperature
         self.sums = SoftLabelSums(z, t, soft.temperature, soft.kind == "kl")
-        for part, *scratch in scratch_chunks(z, 3, dtype):
-            self.sums.add(z[part], t[part], part, *scratch)
-        self.rows = self.sums.finish(parallel).to(dtype)
+        self.sums.read(z, t)
+        self.rows = self.sums.finish(parallel).squeeze(-1).to(dtype)
 
-    def gradient(self, part: slice, z: torch.Tensor, t: torch.Tensor, out: torch.Tensor,
-                 q: torch.Tensor) -> torch.Tensor:
-        p_sums, q_sums = self.sums.student, self.sums.teacher
-        centred(z, p_sums.shift[part], self.temperature, out).exp_()
-        centred(t, q_sums.shift[part], self.temperature, q).exp_()
-        difference = probability_difference(out, q, p_sums.factor[part], q_sums.factor[part], out)
-        return difference.div_(self.temperature)
+    def weighted(self, t: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        p, q, weight = self.sums.student, self.sums.teacher, weight / self.temperature
+        return t, p.offset, p.factor * weight, q.offset, q.factor * weight
+
+    def gradient(self, out: torch.Tensor, q: torch.Tensor, z: torch.Tensor, t: torch.Tensor, p_offset: torch.Tensor,
+                 p_factor: torch.Tensor, q_offset: torch.Tensor, q_factor: torch.Tensor) -> torch.Tensor:
+        centred(z, p_offset, self.temperature, out).exp_()
+        centred(t, q_offset, self.temperature, q).exp_()
+        return probability_difference(out, q, p_factor, q_factor, out)
 
 
 class _SquareTerm:
@@ -246,13 +252,16 @@ class _SquareTerm:
 
     def __init__(self, z: torch.Tensor, t: torch.Tensor, parallel: bool, dtype: torch.dtype) -> None:
         self.rows = torch.empty(len(z), dtype=dtype, device=z.device)
-        for part, x in scratch_chunks(z, 1, dtype):
-            torch.sum(x.copy_(z[part]).sub_(t[part]).square_(), dim=-1, out=self.rows[part])
+        for (x,), z_rows, t_rows, rows in scratch_chunks(1, dtype, z, t, self.rows):
+            torch.sum(x.copy_(z_rows).sub_(t_rows).square_(), dim=-1, out=rows)
         self.rows = summed(self.rows, parallel)
 
-    def gradient(self, part: slice, z: torch.Tensor, t: torch.Tensor, out: torch.Tensor,
-                 _: torch.Tensor) -> torch.Tensor:
-        return out.copy_(z).sub_(t).mul_(2.0)
+    def weighted(self, t: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return t, 2.0 * weight
+
+    def gradient(self, out: torch.Tensor, _: torch.Tensor, z: torch.Tensor, t: torch.Tensor,
+                 weight: torch.Tensor) -> torch.Tensor:
+        return out.copy_(z).sub_(t).mul_(weight)
 
 
 def _soft_term(z: torch.Tensor, t: torch.Tensor, soft: SoftTarget, parallel: bool,

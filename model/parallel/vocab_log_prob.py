@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from model.parallel.gradient_memory import gradient_like
 from model.parallel.groups import parallel_state
 from model.parallel.mappings import all_reduce
 
@@ -42,6 +43,9 @@ from model.parallel.mappings import all_reduce
 #: costs its launch.
 CPU_CHUNK_ELEMENTS = 1 << 17
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
+#: Sums of exponentials between these need no offset: nothing in them overflows, and what underflows is below 1e-26 of
+#: the largest.
+SMALLEST_SUM, LARGEST_SUM = 2.0 ** -20, 2.0 ** 100
 
 
 def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
@@ -52,10 +56,13 @@ def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
     return dtype
 
 
-def row_chunks(x: torch.Tensor) -> Iterator[slice]:
-    """Slices over the rows of [n, v] so that one chunk has at most so many elements (or one row)."""
-    rows, step = x.shape[0], _chunk_rows(x)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+def row_chunks(x: torch.Tensor, *others: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The same rows of ``x`` [n, v] and of the others [n, ...], as views, so that a chunk of ``x`` has at most so many
+    elements (or one row). Cut up beforehand: an index at each use would cost as much as the arithmetic."""
+    if x.shape[0] == 0:  # which split() makes one chunk of
+        return iter(())
+    step = _chunk_rows(x)
+    return zip(*(tensor.split(step) for tensor in (x, *others)))
 
 
 def _chunk_rows(x: torch.Tensor) -> int:
@@ -64,14 +71,14 @@ def _chunk_rows(x: torch.Tensor) -> int:
     return max(1, elements // max(1, x.shape[-1]))
 
 
-def scratch_chunks(x: torch.Tensor, count: int,
-                   dtype: torch.dtype) -> Iterator[tuple[slice, *tuple[torch.Tensor, ...]]]:
-    """:func:`row_chunks`, each with ``count`` tensors of its size to work in: the same memory every time."""
+def scratch_chunks(count: int, dtype: torch.dtype, x: torch.Tensor,
+                   *others: torch.Tensor) -> Iterator[tuple[list[torch.Tensor], *tuple[torch.Tensor, ...]]]:
+    """:func:`row_chunks`, each after ``count`` tensors of its size to work in: the same memory every time."""
     step = min(x.shape[0], _chunk_rows(x))
-    buffers = torch.empty((count, step, x.shape[-1]), dtype=dtype, device=x.device).unbind()
-    for rows in row_chunks(x):
-        yield rows, *(buffers if rows.stop - rows.start == step else (
-            buffer[:rows.stop - rows.start] for buffer in buffers))
+    buffers = list(torch.empty((count, step, x.shape[-1]), dtype=dtype, device=x.device).unbind())
+    for chunks in row_chunks(x, *others):
+        rows = chunks[0].shape[0]
+        yield buffers if rows == step else [buffer[:rows] for buffer in buffers], *chunks
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
@@ -90,40 +97,52 @@ class SoftmaxSums:
     """What a softmax over a cut vocabulary needs to know of each row on this rank, collected chunk by chunk.
 
     Attributes:
-        shift: [n], the largest ``z / tau`` of the slice.
-        total: [n], ``sum exp(z / tau - shift)``.
-        factor: [n], ``exp(shift) / Z``: the probabilities are ``factor exp(z / tau - shift)``. None before
+        offset: [n, 1], minus the largest ``z / tau`` of the slice.
+        total: [n, 1], ``sum exp(z / tau + offset)``.
+        factor: [n, 1], ``exp(-offset) / Z``: the probabilities are ``factor exp(z / tau + offset)``. None before
             :meth:`finish`.
     """
 
     def __init__(self, logits: torch.Tensor, temperature: float, dtype: torch.dtype) -> None:
         self.temperature = temperature
-        self.shift = torch.empty(logits.shape[0], dtype=dtype, device=logits.device)
-        self.total = torch.empty_like(self.shift)
+        self.offset = torch.empty((logits.shape[0], 1), dtype=dtype, device=logits.device)
+        self.total = torch.empty_like(self.offset)
         self.factor: torch.Tensor | None = None
 
-    def centre(self, logits: torch.Tensor, rows: slice, out: torch.Tensor) -> None:
-        """Put ``z / tau - shift`` of a chunk into ``out``, which may be the chunk itself."""
-        if logits.dtype != out.dtype:
-            logits = out.copy_(logits)
-        shift = torch.amax(logits, dim=-1, out=self.shift[rows]).mul_(1.0 / self.temperature)
-        shift.nan_to_num_(nan=float("nan"), neginf=0.0)  # a slice may hold nothing but minus infinity
-        centred(logits, shift, self.temperature, out)
-
     def finish(self, parallel: bool) -> torch.Tensor:
-        """Set ``factor``; returns ``log Z`` of each row over all ranks, [n] float64."""
-        shift = self.shift.double()
+        """Set ``factor``; returns ``log Z`` of each row over all ranks, [n, 1] float64."""
+        shift = -self.offset.double()
         highest = all_reduce(shift, dist.ReduceOp.MAX) if parallel else shift
         log_z = highest + summed(self.total * torch.exp(shift - highest), parallel).log()
-        self.factor = torch.exp(shift - log_z).to(self.shift.dtype)
+        self.factor = torch.exp(shift - log_z).to(self.offset.dtype)
         return log_z
 
 
-def centred(logits: torch.Tensor, shift: torch.Tensor, temperature: float, out: torch.Tensor) -> torch.Tensor:
-    """``z / tau - shift`` of a chunk, in ``out``."""
+def centre(logits: torch.Tensor, temperature: float, offset: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """Set the ``offset`` [r, 1] of a chunk [r, v], and return ``z / tau + offset`` in ``out``, which may be the
+    chunk itself."""
     if logits.dtype != out.dtype:
         logits = out.copy_(logits)
-    return torch.add(-shift.unsqueeze(-1), logits, alpha=1.0 / temperature, out=out)
+    torch.amax(logits, dim=-1, keepdim=True, out=offset).mul_(-1.0 / temperature)
+    offset.nan_to_num_(nan=math.nan, posinf=0.0)  # a slice may hold nothing but minus infinity
+    return torch.add(offset, logits, alpha=1.0 / temperature, out=out)
+
+
+def centred(logits: torch.Tensor, offset: torch.Tensor, temperature: float, out: torch.Tensor) -> torch.Tensor:
+    """``z / tau + offset`` of a chunk, in ``out``."""
+    if logits.dtype != out.dtype:
+        logits = out.copy_(logits)
+    return torch.add(offset, logits, alpha=1.0 / temperature, out=out)
+
+
+def _exp_uncentred(logits: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> bool:
+    """``exp(z)`` of a chunk in ``out`` and its sums in ``total`` [r, 1]; False where a sum is near an end of float32's
+    range, so that the largest logit has to be subtracted. On a CPU that saves two passes, almost always."""
+    if out.device.type != "cpu":  # to look at the sums would be to wait for them
+        return False
+    torch.exp(logits if logits.dtype == out.dtype else out.copy_(logits), out=out)
+    lowest, highest = torch.sum(out, dim=-1, keepdim=True, out=total).aminmax()
+    return SMALLEST_SUM < lowest.item() and highest.item() < LARGEST_SUM
 
 
 def summed(rows: torch.Tensor, parallel: bool) -> torch.Tensor:
@@ -131,19 +150,17 @@ def summed(rows: torch.Tensor, parallel: bool) -> torch.Tensor:
     return all_reduce(rows) if parallel else rows
 
 
-def _weighted(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """``q x`` in ``x``, zero where ``q`` is zero and ``x`` infinite: what has no probability adds nothing."""
-    return x.mul_(q).nan_to_num_(nan=0.0, posinf=float("inf"), neginf=float("-inf"))
+def _without_undefined(product: torch.Tensor) -> torch.Tensor:
+    """0 where a factor was zero and the other infinite: what has no probability adds nothing. In place."""
+    return product.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
 
 
-def _weighted_sum(q: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Sums of ``q x`` over the last axis, [..., v] -> [...]; ``x`` may be edited. On a CPU a dot product reads both
-    once, and the careful way is taken only where an infinity came up; on an accelerator to ask would be to wait."""
-    if q.device.type == "cpu":
-        total = torch.linalg.vecdot(q, x)
-        if math.isfinite(total.sum().item()):
-            return total
-    return _weighted(q, x).sum(dim=-1)
+def _weighted_sum(q: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None:
+    """Sums of ``q x`` over the last axis, [r, v] -> [r, 1]; ``x`` is edited. On a CPU the careful way is taken only
+    where an infinity came up; on an accelerator to ask would be to wait."""
+    torch.sum(x.mul_(q), dim=-1, keepdim=True, out=out)
+    if q.device.type != "cpu" or not math.isfinite(out.sum().item()):
+        torch.sum(_without_undefined(x), dim=-1, keepdim=True, out=out)
 
 
 def _is_cut(parallel: bool) -> bool:
@@ -162,70 +179,76 @@ class EarlyGradient:
     @staticmethod
     def of(ctx: Any, logits: torch.Tensor, dtype: torch.dtype, *, wanted: bool, parallel: bool) -> torch.Tensor | None:
         ctx.early_is_left = wanted and ctx.needs_input_grad[0] and logits.dtype == dtype and not _is_cut(parallel)
-        return torch.empty_like(logits, memory_format=torch.contiguous_format) if ctx.early_is_left else None
+        return gradient_like(logits) if ctx.early_is_left else None
 
     @staticmethod
     def take(ctx: Any, early: torch.Tensor | None, weight: torch.Tensor) -> torch.Tensor | None:
-        """The gradient, or None where it has to be formed now."""
+        """The gradient times ``weight`` [n, 1], or None where it has to be formed now."""
         if early is None or not ctx.early_is_left:
             return None
         ctx.early_is_left = False
-        return early.data.mul_(weight.unsqueeze(-1))  # not detach(): a further pass may still unpack it
+        return early.data.mul_(weight)  # not detach(): a further pass may still unpack it
 
 
-def _fill_gradient(like: torch.Tensor, weight: torch.Tensor, count: int,
-                   chunk_gradient: Callable[..., torch.Tensor]) -> torch.Tensor:
-    """The gradient of a [n, v/p] tensor, computed chunk by chunk straight into a tensor of its own dtype.
+def _fill_gradient(like: torch.Tensor, dtype: torch.dtype, count: int, chunk_gradient: Callable[..., torch.Tensor],
+                   *tensors: torch.Tensor) -> torch.Tensor:
+    """The gradient of a [n, v/p] tensor, computed chunk by chunk in ``dtype``, straight into a tensor of its own dtype.
 
-    ``chunk_gradient(rows, *scratch)`` gets ``count`` tensors to work in, and returns a chunk of the gradient that
-    still has to be multiplied by the ``weight`` [n] of its rows.
+    ``chunk_gradient(out, *scratch, *chunks)`` fills and returns ``out``; it gets ``count`` tensors to work in, and the
+    chunk's rows of the ``tensors``.
     """
-    gradient = torch.empty_like(like, memory_format=torch.contiguous_format)
-    weight = weight.unsqueeze(-1)
-    for rows, *scratch in scratch_chunks(like, count, weight.dtype):
-        torch.mul(chunk_gradient(rows, *scratch), weight[rows], out=gradient[rows])
+    gradient = gradient_like(like)
+    is_direct = gradient.dtype == dtype
+    for scratch, out, *chunks in scratch_chunks(count if is_direct else count + 1, dtype, gradient, *tensors):
+        if is_direct:
+            chunk_gradient(out, *scratch, *chunks)
+        else:
+            out.copy_(chunk_gradient(*scratch, *chunks))
     return gradient
 
 
 class SoftLabelSums:
     """Collects, chunk by chunk, what a loss between two softmaxes needs of each row.
 
-    With ``s' = s / tau - shift_s`` and ``t'`` likewise, ``e = exp(t')``: the sums of ``exp(s')``, of ``e``, and of
+    With ``s' = s / tau + offset_s`` and ``t'`` likewise, ``e = exp(t')``: the sums of ``exp(s')``, of ``e``, and of
     ``e (t' - s')`` (KL) or ``- e s'`` (CE). One pass over the logits gives value and normalisers.
     """
 
     def __init__(self, student: torch.Tensor, teacher: torch.Tensor, temperature: float, is_kl: bool) -> None:
-        dtype = compute_dtype(student, teacher)
-        self.student = SoftmaxSums(student, temperature, dtype)
-        self.teacher = SoftmaxSums(teacher, temperature, dtype)
-        self.is_kl = is_kl
-        self.product = torch.empty_like(self.student.shift)
+        self.dtype = compute_dtype(student, teacher)
+        self.student = SoftmaxSums(student, temperature, self.dtype)
+        self.teacher = SoftmaxSums(teacher, temperature, self.dtype)
+        self.is_kl, self.temperature = is_kl, temperature
+        self.product = torch.empty_like(self.student.offset)
 
-    def add(self, student: torch.Tensor, teacher: torch.Tensor, rows: slice, s: torch.Tensor, t: torch.Tensor,
-            e: torch.Tensor) -> None:
-        """Read a chunk of both logits; ``s, t, e`` are tensors of its size to work in. At the end ``s`` holds
-        ``exp(s')`` and ``e`` holds ``exp(t')``."""
-        self.student.centre(student, rows, s)
-        self.teacher.centre(teacher, rows, t)
-        torch.exp(t, out=e)
-        torch.sum(e, dim=-1, out=self.teacher.total[rows])
-        difference = t.sub_(s) if self.is_kl else torch.neg(s, out=t)
-        self.product[rows] = _weighted_sum(e, difference)
-        torch.sum(s.exp_(), dim=-1, out=self.student.total[rows])
+    def read(self, student: torch.Tensor, teacher: torch.Tensor, early: torch.Tensor | None = None) -> None:
+        """Read both logits [n, v/p]; ``early`` takes student minus teacher probabilities, if the whole softmax is
+        here."""
+        of_rows = (teacher, self.student.offset, self.student.total, self.teacher.offset, self.teacher.total,
+                   self.product, *(() if early is None else (early,)))
+        for (s, t, e), s_logits, t_logits, s_offset, s_total, t_offset, t_total, product, *difference in scratch_chunks(
+                3, self.dtype, student, *of_rows):
+            centre(s_logits, self.temperature, s_offset, s)
+            centre(t_logits, self.temperature, t_offset, t)
+            torch.sum(torch.exp(t, out=e), dim=-1, keepdim=True, out=t_total)
+            _weighted_sum(e, t.sub_(s) if self.is_kl else torch.neg(s, out=t), product)
+            torch.sum(s.exp_(), dim=-1, keepdim=True, out=s_total)
+            if difference:
+                probability_difference(s, e, s_total.reciprocal(), t_total.reciprocal(), *difference)
 
     def finish(self, parallel: bool) -> torch.Tensor:
-        """The loss, [n] float64, equal on all ranks; the factors of both softmaxes are set."""
+        """The loss, [n, 1] float64, equal on all ranks; the factors of both softmaxes are set."""
         s, t = self.student, self.teacher
         log_zs, log_zt = s.finish(parallel), t.finish(parallel)
-        shift = t.shift.double() - s.shift if self.is_kl else -s.shift.double()
-        loss = summed(torch.exp(t.shift - log_zt) * (self.product + t.total * shift), parallel) + log_zs
+        shift = s.offset.double() - t.offset if self.is_kl else s.offset.double()
+        loss = summed(torch.exp(-t.offset - log_zt) * (self.product + t.total * shift), parallel) + log_zs
         return loss - log_zt if self.is_kl else loss
 
 
 def probability_difference(p: torch.Tensor, q: torch.Tensor, p_factor: torch.Tensor, q_factor: torch.Tensor,
-                            out: torch.Tensor) -> torch.Tensor:
-    """Student minus teacher probabilities of a chunk, from exponentials and their factors, in ``out``."""
-    return torch.mul(p, p_factor.unsqueeze(-1), out=out).addcmul_(q, q_factor.unsqueeze(-1), value=-1.0)
+                           out: torch.Tensor) -> torch.Tensor:
+    """Student minus teacher probabilities of a chunk, from exponentials and their factors [r, 1], in ``out``."""
+    return torch.mul(p, p_factor, out=out).addcmul_(q, q_factor, value=-1.0)
 
 
 class _SoftLabels(torch.autograd.Function):
@@ -234,46 +257,48 @@ class _SoftLabels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: torch.Tensor, teacher: torch.Tensor, temperature: float, is_kl: bool,
                 parallel: bool, with_grad: bool) -> torch.Tensor:
-        dtype = compute_dtype(student, teacher)
-        early = EarlyGradient.of(ctx, student, dtype, wanted=with_grad, parallel=parallel)
         sums = SoftLabelSums(student, teacher, temperature, is_kl)
-        for rows, s, t, e in scratch_chunks(student, 3, dtype):
-            sums.add(student[rows], teacher[rows], rows, s, t, e)
-            if early is not None:
-                probability_difference(s, e, sums.student.total[rows].reciprocal(),
-                                        sums.teacher.total[rows].reciprocal(), early[rows])
-        loss = sums.finish(parallel).to(dtype)
+        early = EarlyGradient.of(ctx, student, sums.dtype, wanted=with_grad, parallel=parallel)
+        sums.read(student, teacher, early)
+        loss = sums.finish(parallel).to(sums.dtype)
         if early is not None:  # what a further backward pass has to repeat
             sums.student.factor, sums.teacher.factor = sums.student.total.reciprocal(), sums.teacher.total.reciprocal()
-        ctx.save_for_backward(student, teacher, sums.student.shift, sums.student.factor, sums.teacher.shift,
+        ctx.save_for_backward(student, teacher, sums.student.offset, sums.student.factor, sums.teacher.offset,
                               sums.teacher.factor, loss, early)
         ctx.temperature, ctx.is_kl = temperature, is_kl
-        return loss
+        return loss.squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        student, teacher, s_shift, s_factor, t_shift, t_factor, loss, early = ctx.saved_tensors
-        weight = grad / ctx.temperature
+        student, teacher, s_offset, s_factor, t_offset, t_factor, loss, early = ctx.saved_tensors
+        weight, tau = grad.unsqueeze(-1) / ctx.temperature, ctx.temperature
 
-        def student_chunk(rows: slice, s: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            centred(student[rows], s_shift[rows], ctx.temperature, s).exp_()
-            centred(teacher[rows], t_shift[rows], ctx.temperature, t).exp_()
-            return probability_difference(s, t, s_factor[rows], t_factor[rows], s)
+        def student_chunk(out: torch.Tensor, q: torch.Tensor, s: torch.Tensor, t: torch.Tensor, s_offset: torch.Tensor,
+                          s_factor: torch.Tensor, t_offset: torch.Tensor, t_factor: torch.Tensor,
+                          weight: torch.Tensor) -> torch.Tensor:
+            centred(s, s_offset, tau, out).exp_()
+            centred(t, t_offset, tau, q).exp_()
+            # Multiplied at the end, as an early gradient is: a further backward pass gives the same bits.
+            return probability_difference(out, q, s_factor, t_factor, out).mul_(weight)
 
-        def teacher_chunk(rows: slice, s: torch.Tensor, t: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-            log_p = centred(student[rows], s_shift[rows], ctx.temperature, s).add_(s_factor[rows].log().unsqueeze(-1))
-            log_q = centred(teacher[rows], t_shift[rows], ctx.temperature, t).add_(t_factor[rows].log().unsqueeze(-1))
-            torch.exp(log_q, out=q)
-            surprise = log_q.sub_(log_p) if ctx.is_kl else torch.neg(log_p, out=t)
-            return _weighted(q, surprise.sub_(loss[rows].unsqueeze(-1)))
+        def teacher_chunk(out: torch.Tensor, log_p: torch.Tensor, log_q: torch.Tensor, s: torch.Tensor, t: torch.Tensor,
+                          s_offset: torch.Tensor, s_factor: torch.Tensor, t_offset: torch.Tensor,
+                          t_factor: torch.Tensor, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            centred(s, s_offset, tau, log_p).add_(s_factor.log())
+            torch.exp(centred(t, t_offset, tau, log_q).add_(t_factor.log()), out=out)
+            surprise = log_q.sub_(log_p) if ctx.is_kl else log_p.neg_()
+            return _without_undefined(out.mul_(surprise.sub_(loss))).mul_(weight)
 
         s_grad = t_grad = None
         if ctx.needs_input_grad[0]:
             s_grad = EarlyGradient.take(ctx, early, weight)
-            s_grad = _fill_gradient(student, weight, 2, student_chunk) if s_grad is None else s_grad
+            if s_grad is None:
+                s_grad = _fill_gradient(student, weight.dtype, 1, student_chunk, student, teacher, s_offset,
+                                        s_factor, t_offset, t_factor, weight)
         if ctx.needs_input_grad[1]:
-            t_grad = _fill_gradient(teacher, weight, 3, teacher_chunk)
+            t_grad = _fill_gradient(teacher, weight.dtype, 2, teacher_chunk, student, teacher, s_offset, s_factor,
+                                    t_offset, t_factor, loss, weight)
         return s_grad, t_grad, None, None, None, None
 
 
@@ -282,45 +307,69 @@ class _HardLabels(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor, parallel: bool, with_grad: bool) -> torch.Tensor:
-        dtype = compute_dtype(logits)
-        early = EarlyGradient.of(ctx, logits, dtype, wanted=with_grad, parallel=parallel)
-        sums = SoftmaxSums(logits, 1.0, dtype)
-        column, owned = own_columns(target, logits.shape[-1], parallel)
-        for rows, z in scratch_chunks(logits, 1, dtype):
-            sums.centre(logits[rows], rows, z)
-            torch.sum(z.exp_(), dim=-1, out=sums.total[rows])
-            if early is not None:
-                torch.mul(z, sums.total[rows].reciprocal().unsqueeze(-1), out=early[rows])
-                _subtract_label(early[rows], column[rows], owned[rows])
-        log_z = sums.finish(parallel)
-        if early is not None:
-            sums.factor = sums.total.reciprocal()
-        picked = logits.gather(-1, column.unsqueeze(-1)).squeeze(-1).double().masked_fill(~owned, 0.0)
-        ctx.save_for_backward(logits, sums.shift, sums.factor, column, owned, early)
-        return (log_z - summed(picked, parallel)).to(dtype)
+        sums = HardLabelSums(logits, target, parallel)
+        # Exponentials only: their factor is multiplied with the weight of the row in the backward pass.
+        early = EarlyGradient.of(ctx, logits, sums.dtype, wanted=with_grad, parallel=parallel)
+        sums.read(logits, early)
+        loss = sums.finish(logits).to(sums.dtype)
+        ctx.save_for_backward(logits, sums.softmax.offset, sums.softmax.factor, sums.column, sums.owned, early)
+        return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, shift, factor, column, owned, early = ctx.saved_tensors
-
-        def chunk(rows: slice, p: torch.Tensor) -> torch.Tensor:
-            centred(logits[rows], shift[rows], 1.0, p).exp_().mul_(factor[rows].unsqueeze(-1))
-            return _subtract_label(p, column[rows], owned[rows])
-
-        gradient = EarlyGradient.take(ctx, early, grad)
-        return _fill_gradient(logits, grad, 1, chunk) if gradient is None else gradient, None, None, None
-
-
-def own_columns(target: torch.Tensor, width: int, parallel: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns of the labels [n] in this rank's slice of equal width, and whether they lie in it (0 where not)."""
-    first = parallel_state().model_rank * width if parallel else 0
-    owned = (target >= first) & (target < first + width)
-    return (target - first).masked_fill(~owned, 0), owned
+        logits, offset, factor, column, owned, early = ctx.saved_tensors
+        weight = grad.unsqueeze(-1)
+        of_label = -weight * owned
+        gradient = EarlyGradient.take(ctx, early, factor * weight)
+        if gradient is not None:
+            gradient.scatter_add_(-1, column, of_label)
+        else:
+            gradient = _fill_gradient(logits, weight.dtype, 0, label_gradient, logits, offset, factor * weight, column,
+                                      of_label)
+        return gradient, None, None, None
 
 
-def _subtract_label(p: torch.Tensor, column: torch.Tensor, owned: torch.Tensor) -> torch.Tensor:
-    return p.scatter_add_(-1, column.unsqueeze(-1), -owned.to(p.dtype).unsqueeze(-1))
+class HardLabelSums:
+    """Collects what cross entropy with labels needs of each row of logits [n, v/p].
+
+    Attributes:
+        softmax: its :class:`SoftmaxSums`.
+        column, owned: [n, 1], columns of the labels in this rank's slice of equal width, and whether they lie in it
+            (column 0 where not).
+    """
+
+    def __init__(self, logits: torch.Tensor, target: torch.Tensor, parallel: bool) -> None:
+        self.dtype, self.parallel = compute_dtype(logits), parallel
+        self.softmax = SoftmaxSums(logits, 1.0, self.dtype)
+        width = logits.shape[-1]
+        column = target.unsqueeze(-1) - (parallel_state().model_rank * width if parallel else 0)
+        self.owned = (column >= 0) & (column < width)
+        self.column = column.masked_fill(~self.owned, 0)
+
+    def read(self, logits: torch.Tensor, early: torch.Tensor | None = None) -> None:
+        """``early`` takes the exponentials ``exp(z + offset)``."""
+        of_rows = (self.softmax.offset, self.softmax.total, *(() if early is None else (early,)))
+        for (scratch,), z, offset, total, *out in scratch_chunks(1, self.dtype, logits, *of_rows):
+            exponentials = out[0] if out else scratch
+            if _exp_uncentred(z, exponentials, total):
+                offset.zero_()
+            else:
+                torch.exp(centre(z, 1.0, offset, scratch), out=exponentials)
+                torch.sum(exponentials, dim=-1, keepdim=True, out=total)
+
+    def finish(self, logits: torch.Tensor) -> torch.Tensor:
+        """The loss, [n] float64, equal on all ranks; the factor of the softmax is set."""
+        log_z = self.softmax.finish(self.parallel)
+        picked = logits.gather(-1, self.column).double().masked_fill(~self.owned, 0.0)
+        return (log_z - summed(picked, self.parallel)).squeeze(-1)
+
+
+def label_gradient(out: torch.Tensor, logits: torch.Tensor, offset: torch.Tensor, factor: torch.Tensor,
+                   column: torch.Tensor, of_label: torch.Tensor) -> torch.Tensor:
+    """A chunk of the gradient of cross entropy with labels, in ``out``: probabilities with the weight of their row in
+    ``factor``, and minus that weight at the label."""
+    return centred(logits, offset, 1.0, out).exp_().mul_(factor).scatter_add_(-1, column, of_label)
 
 
 class _Entropy(torch.autograd.Function):
@@ -330,29 +379,31 @@ class _Entropy(torch.autograd.Function):
     def forward(ctx: Any, logits: torch.Tensor, temperature: float, parallel: bool) -> torch.Tensor:
         dtype = compute_dtype(logits)
         sums = SoftmaxSums(logits, temperature, dtype)
-        product = torch.empty_like(sums.shift)
-        for rows, z, e in scratch_chunks(logits, 2, dtype):
-            sums.centre(logits[rows], rows, z)
-            torch.sum(torch.exp(z, out=e), dim=-1, out=sums.total[rows])
-            product[rows] = _weighted_sum(e, z)
+        product = torch.empty_like(sums.offset)
+        for (x, e), z, offset, total, weighted in scratch_chunks(2, dtype, logits, sums.offset, sums.total, product):
+            centre(z, temperature, offset, x)
+            torch.sum(torch.exp(x, out=e), dim=-1, keepdim=True, out=total)
+            _weighted_sum(e, x, weighted)
         log_z = sums.finish(parallel)
-        shift = sums.shift.double()
-        entropy = (log_z - summed(torch.exp(shift - log_z) * (product + sums.total * shift), parallel)).to(dtype)
-        ctx.save_for_backward(logits, sums.shift, sums.factor, entropy)
+        offset = sums.offset.double()
+        entropy = log_z - summed(torch.exp(-offset - log_z) * (product - sums.total * offset), parallel)
+        ctx.save_for_backward(logits, sums.offset, sums.factor, entropy.to(dtype))
         ctx.temperature = temperature
-        return entropy
+        return entropy.to(dtype).squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, shift, factor, entropy = ctx.saved_tensors
+        logits, offset, factor, entropy = ctx.saved_tensors
+        weight = -grad.unsqueeze(-1) / ctx.temperature
 
-        def chunk(rows: slice, z: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-            log_p = centred(logits[rows], shift[rows], ctx.temperature, z).add_(factor[rows].log().unsqueeze(-1))
-            torch.exp(log_p, out=p)
-            return _weighted(p, log_p.add_(entropy[rows].unsqueeze(-1)))
+        def chunk(out: torch.Tensor, log_p: torch.Tensor, z: torch.Tensor, offset: torch.Tensor, factor: torch.Tensor,
+                  entropy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            torch.exp(centred(z, offset, ctx.temperature, log_p).add_(factor.log()), out=out)
+            return _without_undefined(out.mul_(log_p.add_(entropy))).mul_(weight)
 
-        return _fill_gradient(logits, -grad / ctx.temperature, 2, chunk), None, None
+        gradient = _fill_gradient(logits, weight.dtype, 1, chunk, logits, offset, factor, entropy, weight)
+        return gradient, None, None
 
 
 class _SquaredError(torch.autograd.Function):
@@ -364,9 +415,10 @@ class _SquaredError(torch.autograd.Function):
         dtype, ctx.teacher_weight = compute_dtype(student, teacher), teacher_weight
         early = EarlyGradient.of(ctx, student, dtype, wanted=with_grad, parallel=False)  # no other rank is needed
         loss = torch.empty(student.shape[0], dtype=dtype, device=student.device)
-        for rows, d in scratch_chunks(student, 1, dtype):
-            difference = _difference(student[rows], teacher[rows], teacher_weight, d if early is None else early[rows])
-            loss[rows] = torch.linalg.vecdot(difference, difference)
+        of_rows = (teacher, loss, *(() if early is None else (early,)))
+        for scratch, s, t, rows, *out in scratch_chunks(int(early is None), dtype, student, *of_rows):
+            difference = _difference(s, t, teacher_weight, *(out or scratch))
+            rows.copy_(torch.linalg.vecdot(difference, difference))
         ctx.save_for_backward(student, teacher, early)
         return summed(loss, parallel)
 
@@ -374,16 +426,18 @@ class _SquaredError(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         student, teacher, early = ctx.saved_tensors
+        weight = 2.0 * grad.unsqueeze(-1)
 
-        def difference(rows: slice, d: torch.Tensor) -> torch.Tensor:
-            return _difference(student[rows], teacher[rows], ctx.teacher_weight, d)
+        def chunk(out: torch.Tensor, s: torch.Tensor, t: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            return _difference(s, t, ctx.teacher_weight, out).mul_(weight)
 
         s_grad = t_grad = None
         if ctx.needs_input_grad[0]:
-            s_grad = EarlyGradient.take(ctx, early, 2.0 * grad)
-            s_grad = _fill_gradient(student, 2.0 * grad, 1, difference) if s_grad is None else s_grad
+            s_grad = EarlyGradient.take(ctx, early, weight)
+            if s_grad is None:
+                s_grad = _fill_gradient(student, weight.dtype, 0, chunk, student, teacher, weight)
         if ctx.needs_input_grad[1]:
-            t_grad = _fill_gradient(teacher, -2.0 * ctx.teacher_weight * grad, 1, difference)
+            t_grad = _fill_gradient(teacher, weight.dtype, 0, chunk, student, teacher, -ctx.teacher_weight * weight)
         return s_grad, t_grad, None, None, None
 
 

@@ -114,6 +114,31 @@ def test_logits_whose_exponentials_overflow(name: str, offset: float, monkeypatc
 
 
 @pytest.mark.parametrize("name", BOTH)
+def test_no_rows(name: str) -> None:
+    student, teacher = (x.detach()[:0].requires_grad_() for x in logits())
+    rows = BOTH[name][0](student, teacher)
+    assert rows.shape == (0, 5)
+    rows.sum().backward()
+    assert student.grad.shape == student.shape
+
+
+@pytest.mark.parametrize("scale", [1e-3, 30.0, 200.0])
+def test_labels_whatever_the_size_of_the_logits(scale: float) -> None:
+    """The largest logit is subtracted only where the sums ask for it: rows of both kinds in one chunk."""
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(4, 300, generator=generator) * torch.tensor([[scale], [1.0], [-scale], [10 * scale]])
+    student[1, 3:] = -torch.inf
+    target = torch.randint(0, 3, (4,), generator=generator)
+    leaf, reference = student.clone().requires_grad_(), student.double().requires_grad_()
+    rows = hard_label_rows(leaf, target)
+    rows.sum().backward()
+    expected = torch.nn.functional.cross_entropy(reference, target, reduction="none")
+    expected.sum().backward()
+    torch.testing.assert_close(rows.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(leaf.grad.double(), reference.grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", BOTH)
 def test_gradcheck(name: str) -> None:
     student, teacher = logits()
     assert torch.autograd.gradcheck(lambda s, t: BOTH[name][0](s, t), (student, teacher), atol=1e-6)
