@@ -158,9 +158,12 @@ def _without_undefined(product: torch.Tensor) -> torch.Tensor:
 def _weighted_sum(q: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None:
     """Sums of ``q x`` over the last axis, [r, v] -> [r, 1]; ``x`` is edited. On a CPU the careful way is taken only
     where an infinity came up; on an accelerator to ask would be to wait."""
-    torch.sum(x.mul_(q), dim=-1, keepdim=True, out=out)
-    if q.device.type != "cpu" or not math.isfinite(out.sum().item()):
-        torch.sum(_without_undefined(x), dim=-1, keepdim=True, out=out)
+    x.mul_(q)
+    if q.device.type == "cpu":
+        torch.sum(x, dim=-1, keepdim=True, out=out)
+        if math.isfinite(out.sum().item()):
+            return
+    torch.sum(_without_undefined(x), dim=-1, keepdim=True, out=out)
 
 
 def _is_cut(parallel: bool) -> bool:
