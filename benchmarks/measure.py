@@ -18,7 +18,7 @@ Work = Callable[[], object]
 
 @dataclass
 class Cost:
-    """What a form costs, one entry a repeat: seconds of CPU time; MB (10^6 bytes) beyond what there was before."""
+    """What a form costs: seconds of CPU time, one entry a repeat; MB (10^6 bytes) beyond what there was before."""
 
     seconds: list[float] = field(default_factory=list)
     megabytes: list[float] = field(default_factory=list)

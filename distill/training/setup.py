@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,10 @@ STOPPED = 143
 MISTAKE = 2
 #: Exit code of a run that another process has let down.
 ABANDONED = 1
+#: Seconds that gloo's threads get to let go of the tensors of the last collective. Engines keep the groups, so the
+#: threads go on after the groups are destroyed, and one that drops a tensor while the interpreter ends aborts the
+#: process (github.com/pytorch/pytorch/pull/179291).
+RESTING = 0.1
 #: Seconds that a run which has failed may take to leave its process groups.
 LEAVING = 30.0
 # What Gloo and NCCL say when the process at the other end has ended, and torch's loader of one of its own.
@@ -182,7 +187,10 @@ def running(args: Any) -> Iterator[Runtime]:
         if made_groups:
             groups.destroy_model_parallel()
         if made_group and dist.is_initialized():
+            has_threads = launch.world_size > 1 and dist.get_backend() == "gloo"
             dist.destroy_process_group()
+            if has_threads:
+                time.sleep(RESTING)
         if last_resort is not None:
             last_resort.cancel()
         undo_logging()

@@ -199,13 +199,15 @@ class _Work:
         is_direct = z.dtype == self.dtype
         for (first, second, scratch), z_rows, *chunks in scratch_chunks(
                 3, self.dtype, z, *(tensor for _, tensors in weighted for tensor in tensors)):
-            gradients = []
+            total = None
             for term, tensors in weighted:
                 own, chunks = chunks[:len(tensors)], chunks[len(tensors):]
-                is_last = len(gradients) == len(weighted) - 1  # nothing reads the logits after it
-                out = z_rows if is_last and is_direct else second if gradients else first
-                gradients.append(term.gradient(out, scratch, z_rows, *own))
-            total = gradients[-1].add_(gradients[0]) if len(gradients) > 1 else gradients[0]
+                if is_direct and not chunks:  # the last term: nothing reads the logits after it
+                    out = z_rows
+                else:
+                    out = first if total is None else second
+                gradient = term.gradient(out, scratch, z_rows, *own)
+                total = gradient if total is None else gradient.add_(total)
             if not is_direct:
                 z_rows.copy_(total)
 

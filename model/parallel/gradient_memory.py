@@ -9,7 +9,7 @@ its block, and the next gradient takes another. An accelerator's allocator does 
 from __future__ import annotations
 
 import sys
-import threading
+from collections import deque
 
 import numpy as np
 import torch
@@ -19,44 +19,48 @@ SMALLEST_BLOCK = 1 << 25
 #: Unused blocks that are kept: a step with a loss on labels and one towards a teacher holds two gradients at once.
 KEPT_BLOCKS = 2
 
-_lock = threading.Lock()
-_blocks: list[np.ndarray] = []
+_blocks: deque[np.ndarray] = deque()
 
 
 def gradient_like(x: torch.Tensor) -> torch.Tensor:
-    """A contiguous tensor of the shape, dtype and device of ``x``, with any content."""
+    """A contiguous tensor of the shape, dtype and device of ``x``, with any content; it may not be resizable."""
     size = x.numel() * x.element_size()
-    if x.device.type != "cpu" or size < SMALLEST_BLOCK:
+    if x.device.type != "cpu" or size < SMALLEST_BLOCK or type(x) is not torch.Tensor:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
-    with _lock:
-        # A tensor made from an array holds a reference to it, and so does whatever shares the tensor's storage.
-        return torch.from_numpy(_block(size)[:size]).view(x.dtype).view(x.shape)
+    block = _block(size)
+    # A tensor made from an array holds a reference to it, and so does whatever shares the tensor's storage.
+    gradient = torch.from_numpy(block[:size]).view(x.dtype).view(x.shape)
+    _blocks.append(block)
+    return gradient
 
 
 def release_gradient_memory() -> None:
     """Give the unused blocks back to the operating system."""
-    with _lock:
-        _keep(0)
+    _unused_block(0, keep=0)
 
 
 def _block(size: int) -> np.ndarray:
-    """An unused block of ``size`` to twice as many bytes, or a new one."""
-    for place in range(len(_blocks)):
-        if _is_unused(place) and size <= _blocks[place].nbytes <= 2 * size:
-            _blocks.append(_blocks.pop(place))  # the last one used comes last
+    """An unused block of ``size`` to twice as many bytes, or a new one, that nobody else sees."""
+    found = _unused_block(size, keep=KEPT_BLOCKS - 1)
+    return torch.empty(size, dtype=torch.uint8, device="cpu").numpy() if found is None else found
+
+
+def _unused_block(size: int, keep: int) -> np.ndarray | None:
+    """Take out an unused block that fits, and let go of the other unused ones but ``keep``.
+
+    A block is looked at only after it has been taken out, which is atomic: no two threads hold the same one.
+    """
+    found = None
+    for _ in range(len(_blocks)):
+        try:
+            block = _blocks.popleft()
+        except IndexError:  # other threads hold the rest
             break
-    else:
-        _keep(KEPT_BLOCKS - 1)
-        _blocks.append(torch.empty(size, dtype=torch.uint8).numpy())
-    return _blocks[-1]
-
-
-def _keep(count: int) -> None:
-    """Let go of unused blocks, those used longest ago first, until at most ``count`` of them are left."""
-    unused = [place for place in range(len(_blocks)) if _is_unused(place)]
-    for place in reversed(unused[:max(0, len(unused) - count)]):
-        del _blocks[place]
-
-
-def _is_unused(place: int) -> bool:
-    return sys.getrefcount(_blocks[place]) <= 2  # the list, and the argument of getrefcount
+        if sys.getrefcount(block) > 2:  # more than this variable and the argument: in use
+            _blocks.append(block)
+        elif found is None and 0 < size <= block.nbytes <= 2 * size:
+            found = block
+        elif keep > 0:
+            _blocks.append(block)
+            keep -= 1
+    return found

@@ -43,9 +43,9 @@ from model.parallel.mappings import all_reduce
 #: costs its launch.
 CPU_CHUNK_ELEMENTS = 1 << 17
 ACCELERATOR_CHUNK_ELEMENTS = 1 << 24
-#: Sums of exponentials between these need no offset: nothing in them overflows, and what underflows is below 1e-26 of
-#: the largest.
-SMALLEST_SUM, LARGEST_SUM = 2.0 ** -20, 2.0 ** 100
+#: Sums of exponentials between these need no offset: nothing in them overflows, what underflows is below 1e-26 of the
+#: largest, and their inverse times the weight of a row stays a normal number.
+SMALLEST_SUM, LARGEST_SUM = 2.0 ** -20, 2.0 ** 60
 
 
 def compute_dtype(*tensors: torch.Tensor) -> torch.dtype:
@@ -97,25 +97,35 @@ class SoftmaxSums:
     """What a softmax over a cut vocabulary needs to know of each row on this rank, collected chunk by chunk.
 
     Attributes:
-        offset: [n, 1], minus the largest ``z / tau`` of the slice.
-        total: [n, 1], ``sum exp(z / tau + offset)``.
-        factor: [n, 1], ``exp(-offset) / Z``: the probabilities are ``factor exp(z / tau + offset)``. None before
-            :meth:`finish`.
+        offset: [n, 1], what is added to ``z / tau`` so that no exponential overflows.
+        total: [n, 1], ``sum exp(z / tau + offset)`` of the slice.
+        log_factor, factor: [n, 1], ``- offset - log Z`` in float64, and its exponential: the probabilities are
+            ``factor exp(z / tau + offset)``. Set by :meth:`finish`.
     """
 
-    def __init__(self, logits: torch.Tensor, temperature: float, dtype: torch.dtype) -> None:
-        self.temperature = temperature
+    log_factor: torch.Tensor
+    factor: torch.Tensor
+
+    def __init__(self, logits: torch.Tensor, dtype: torch.dtype) -> None:
         self.offset = torch.empty((logits.shape[0], 1), dtype=dtype, device=logits.device)
         self.total = torch.empty_like(self.offset)
-        self.factor: torch.Tensor | None = None
 
     def finish(self, parallel: bool) -> torch.Tensor:
-        """Set ``factor``; returns ``log Z`` of each row over all ranks, [n, 1] float64."""
-        shift = -self.offset.double()
+        """Set the factors; returns ``log Z`` of each row over all ranks, [n, 1] float64."""
+        # A slice of nothing but minus infinity has no say, whatever its offset.
+        shift = (-self.offset.double()).masked_fill(self.total == 0, -math.inf)
         highest = all_reduce(shift, dist.ReduceOp.MAX) if parallel else shift
-        log_z = highest + summed(self.total * torch.exp(shift - highest), parallel).log()
-        self.factor = torch.exp(shift - log_z).to(self.offset.dtype)
-        return log_z
+        relative = shift - highest
+        log_total = summed(self.total * torch.exp(relative), parallel).log()
+        self.log_factor = relative - log_total
+        self.factor = torch.exp(self.log_factor).to(self.offset.dtype)
+        return highest + log_total
+
+
+def expected(log_factor: torch.Tensor, rows: torch.Tensor, parallel: bool) -> torch.Tensor:
+    """Sums over all ranks of ``exp(log_factor) rows``, [n, 1] float64; 0 where a slice has no probability."""
+    factor = torch.exp(log_factor)
+    return summed((factor * rows).masked_fill(factor == 0, 0.0), parallel)
 
 
 def centre(logits: torch.Tensor, temperature: float, offset: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -124,7 +134,7 @@ def centre(logits: torch.Tensor, temperature: float, offset: torch.Tensor, out: 
     if logits.dtype != out.dtype:
         logits = out.copy_(logits)
     torch.amax(logits, dim=-1, keepdim=True, out=offset).mul_(-1.0 / temperature)
-    offset.nan_to_num_(nan=math.nan, posinf=0.0)  # a slice may hold nothing but minus infinity
+    offset.nan_to_num_(nan=math.nan, posinf=0.0)  # where all is minus infinity
     return torch.add(offset, logits, alpha=1.0 / temperature, out=out)
 
 
@@ -151,8 +161,14 @@ def summed(rows: torch.Tensor, parallel: bool) -> torch.Tensor:
 
 
 def _without_undefined(product: torch.Tensor) -> torch.Tensor:
-    """0 where a factor was zero and the other infinite: what has no probability adds nothing. In place."""
+    """0 where a factor was zero and the other infinite: what has no probability adds nothing. In place. It hides other
+    NaNs, too: see :func:`_undefined_like`."""
     return product.nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
+
+
+def _undefined_like(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The weights of rows [n, 1], NaN where the loss is: so is then the row's gradient."""
+    return weight.masked_fill(loss.isnan(), math.nan)
 
 
 def _weighted_sum(q: torch.Tensor, x: torch.Tensor, out: torch.Tensor) -> None:
@@ -175,8 +191,8 @@ class EarlyGradient:
 
     It lacks the weight of each row, which the backward pass knows. It goes through ``save_for_backward``, so that
     activation checkpointing drops it; the first backward pass multiplies it in place and hands it over, a further one
-    forms the gradient anew. In half precision it is not kept, because it would be rounded twice; nor over a cut
-    vocabulary, where the sums of the other ranks are needed first.
+    forms the gradient anew. A gradient that would be rounded twice in half precision is not kept; nor one over a cut
+    vocabulary that needs the sums of the other ranks first.
     """
 
     @staticmethod
@@ -219,8 +235,7 @@ class SoftLabelSums:
 
     def __init__(self, student: torch.Tensor, teacher: torch.Tensor, temperature: float, is_kl: bool) -> None:
         self.dtype = compute_dtype(student, teacher)
-        self.student = SoftmaxSums(student, temperature, self.dtype)
-        self.teacher = SoftmaxSums(teacher, temperature, self.dtype)
+        self.student, self.teacher = SoftmaxSums(student, self.dtype), SoftmaxSums(teacher, self.dtype)
         self.is_kl, self.temperature = is_kl, temperature
         self.product = torch.empty_like(self.student.offset)
 
@@ -242,10 +257,10 @@ class SoftLabelSums:
     def finish(self, parallel: bool) -> torch.Tensor:
         """The loss, [n, 1] float64, equal on all ranks; the factors of both softmaxes are set."""
         s, t = self.student, self.teacher
-        log_zs, log_zt = s.finish(parallel), t.finish(parallel)
-        shift = s.offset.double() - t.offset if self.is_kl else s.offset.double()
-        loss = summed(torch.exp(-t.offset - log_zt) * (self.product + t.total * shift), parallel) + log_zs
-        return loss - log_zt if self.is_kl else loss
+        s.finish(parallel)
+        t.finish(parallel)
+        log_ratio = t.log_factor - s.log_factor if self.is_kl else -s.log_factor
+        return expected(t.log_factor, self.product + t.total * log_ratio, parallel)
 
 
 def probability_difference(p: torch.Tensor, q: torch.Tensor, p_factor: torch.Tensor, q_factor: torch.Tensor,
@@ -264,18 +279,19 @@ class _SoftLabels(torch.autograd.Function):
         early = EarlyGradient.of(ctx, student, sums.dtype, wanted=with_grad, parallel=parallel)
         sums.read(student, teacher, early)
         loss = sums.finish(parallel).to(sums.dtype)
+        p, q = sums.student, sums.teacher
         if early is not None:  # what a further backward pass has to repeat
-            sums.student.factor, sums.teacher.factor = sums.student.total.reciprocal(), sums.teacher.total.reciprocal()
-        ctx.save_for_backward(student, teacher, sums.student.offset, sums.student.factor, sums.teacher.offset,
-                              sums.teacher.factor, loss, early)
+            p.factor, q.factor = p.total.reciprocal(), q.total.reciprocal()
+        ctx.save_for_backward(student, teacher, p.offset, p.factor, p.log_factor.to(sums.dtype), q.offset, q.factor,
+                              q.log_factor.to(sums.dtype), loss, early)
         ctx.temperature, ctx.is_kl = temperature, is_kl
         return loss.squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        student, teacher, s_offset, s_factor, t_offset, t_factor, loss, early = ctx.saved_tensors
-        weight, tau = grad.unsqueeze(-1) / ctx.temperature, ctx.temperature
+        student, teacher, s_offset, s_factor, s_log, t_offset, t_factor, t_log, loss, early = ctx.saved_tensors
+        weight, tau = _undefined_like(loss, grad.unsqueeze(-1) / ctx.temperature), ctx.temperature
 
         def student_chunk(out: torch.Tensor, q: torch.Tensor, s: torch.Tensor, t: torch.Tensor, s_offset: torch.Tensor,
                           s_factor: torch.Tensor, t_offset: torch.Tensor, t_factor: torch.Tensor,
@@ -286,10 +302,10 @@ class _SoftLabels(torch.autograd.Function):
             return probability_difference(out, q, s_factor, t_factor, out).mul_(weight)
 
         def teacher_chunk(out: torch.Tensor, log_p: torch.Tensor, log_q: torch.Tensor, s: torch.Tensor, t: torch.Tensor,
-                          s_offset: torch.Tensor, s_factor: torch.Tensor, t_offset: torch.Tensor,
-                          t_factor: torch.Tensor, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            centred(s, s_offset, tau, log_p).add_(s_factor.log())
-            torch.exp(centred(t, t_offset, tau, log_q).add_(t_factor.log()), out=out)
+                          s_offset: torch.Tensor, s_log: torch.Tensor, t_offset: torch.Tensor, t_log: torch.Tensor,
+                          loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            centred(s, s_offset, tau, log_p).add_(s_log)
+            torch.exp(centred(t, t_offset, tau, log_q).add_(t_log), out=out)
             surprise = log_q.sub_(log_p) if ctx.is_kl else log_p.neg_()
             return _without_undefined(out.mul_(surprise.sub_(loss))).mul_(weight)
 
@@ -300,8 +316,8 @@ class _SoftLabels(torch.autograd.Function):
                 s_grad = _fill_gradient(student, weight.dtype, 1, student_chunk, student, teacher, s_offset,
                                         s_factor, t_offset, t_factor, weight)
         if ctx.needs_input_grad[1]:
-            t_grad = _fill_gradient(teacher, weight.dtype, 2, teacher_chunk, student, teacher, s_offset, s_factor,
-                                    t_offset, t_factor, loss, weight)
+            t_grad = _fill_gradient(teacher, weight.dtype, 2, teacher_chunk, student, teacher, s_offset, s_log,
+                                    t_offset, t_log, loss, weight)
         return s_grad, t_grad, None, None, None, None
 
 
@@ -344,7 +360,7 @@ class HardLabelSums:
 
     def __init__(self, logits: torch.Tensor, target: torch.Tensor, parallel: bool) -> None:
         self.dtype, self.parallel = compute_dtype(logits), parallel
-        self.softmax = SoftmaxSums(logits, 1.0, self.dtype)
+        self.softmax = SoftmaxSums(logits, self.dtype)
         width = logits.shape[-1]
         column = target.unsqueeze(-1) - (parallel_state().model_rank * width if parallel else 0)
         self.owned = (column >= 0) & (column < width)
@@ -365,7 +381,8 @@ class HardLabelSums:
         """The loss, [n] float64, equal on all ranks; the factor of the softmax is set."""
         log_z = self.softmax.finish(self.parallel)
         picked = logits.gather(-1, self.column).double().masked_fill(~self.owned, 0.0)
-        return (log_z - summed(picked, self.parallel)).squeeze(-1)
+        # Where all probability is at the label, the sum may be rounded below its exponential.
+        return (log_z - summed(picked, self.parallel)).clamp_(min=0.0).squeeze(-1)
 
 
 def label_gradient(out: torch.Tensor, logits: torch.Tensor, offset: torch.Tensor, factor: torch.Tensor,
@@ -381,31 +398,30 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, temperature: float, parallel: bool) -> torch.Tensor:
         dtype = compute_dtype(logits)
-        sums = SoftmaxSums(logits, temperature, dtype)
+        sums = SoftmaxSums(logits, dtype)
         product = torch.empty_like(sums.offset)
         for (x, e), z, offset, total, weighted in scratch_chunks(2, dtype, logits, sums.offset, sums.total, product):
             centre(z, temperature, offset, x)
             torch.sum(torch.exp(x, out=e), dim=-1, keepdim=True, out=total)
             _weighted_sum(e, x, weighted)
-        log_z = sums.finish(parallel)
-        offset = sums.offset.double()
-        entropy = log_z - summed(torch.exp(-offset - log_z) * (product - sums.total * offset), parallel)
-        ctx.save_for_backward(logits, sums.offset, sums.factor, entropy.to(dtype))
+        sums.finish(parallel)
+        entropy = -expected(sums.log_factor, product + sums.total * sums.log_factor, parallel).to(dtype)
+        ctx.save_for_backward(logits, sums.offset, sums.log_factor.to(dtype), entropy)
         ctx.temperature = temperature
-        return entropy.to(dtype).squeeze(-1)
+        return entropy.squeeze(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        logits, offset, factor, entropy = ctx.saved_tensors
-        weight = -grad.unsqueeze(-1) / ctx.temperature
+        logits, offset, log_factor, entropy = ctx.saved_tensors
+        weight = _undefined_like(entropy, -grad.unsqueeze(-1) / ctx.temperature)
 
-        def chunk(out: torch.Tensor, log_p: torch.Tensor, z: torch.Tensor, offset: torch.Tensor, factor: torch.Tensor,
-                  entropy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-            torch.exp(centred(z, offset, ctx.temperature, log_p).add_(factor.log()), out=out)
+        def chunk(out: torch.Tensor, log_p: torch.Tensor, z: torch.Tensor, offset: torch.Tensor,
+                  log_factor: torch.Tensor, entropy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+            torch.exp(centred(z, offset, ctx.temperature, log_p).add_(log_factor), out=out)
             return _without_undefined(out.mul_(log_p.add_(entropy))).mul_(weight)
 
-        gradient = _fill_gradient(logits, weight.dtype, 1, chunk, logits, offset, factor, entropy, weight)
+        gradient = _fill_gradient(logits, weight.dtype, 1, chunk, logits, offset, log_factor, entropy, weight)
         return gradient, None, None
 
 

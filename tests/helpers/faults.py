@@ -152,8 +152,10 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
                 del running[pid]
         if running and time.monotonic() > deadline:
             hung = f"ranks {sorted(running.values())} went on for {time.monotonic() - (first_end or began):.0f} s"
-            for pid in running:
-                os.killpg(pid, signal.SIGABRT)  # faulthandler writes the stack
+            for pid in running:  # faulthandler writes the stacks: of the rank first, then of its data workers
+                os.kill(pid, signal.SIGABRT)
+                time.sleep(0.5)
+                os.killpg(pid, signal.SIGABRT)
             deadline += 5
         time.sleep(0.005)
     for rank, pid in pids.items():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from model.parallel import gradient_memory
 from model.parallel.gradient_memory import gradient_like, release_gradient_memory
@@ -31,14 +33,14 @@ def test_a_block_nobody_refers_to_is_handed_out_again() -> None:
 @pytest.mark.parametrize("hold", [lambda x: x, lambda x: x[2:], lambda x: x.detach(), lambda x: x.data,
                                   lambda x: x.numpy(), lambda x: x.untyped_storage(), torch.utils.dlpack.to_dlpack],
                          ids=["tensor", "view", "detached", "data", "array", "storage", "dlpack"])
-def test_a_block_that_is_held_in_any_way_is_left_alone(hold) -> None:
+def test_a_block_that_is_held_in_any_way_is_left_alone(hold: Callable[[torch.Tensor], object]) -> None:
     first = gradient_like(torch.zeros(6, 8))
     place, held = first.data_ptr(), hold(first)
     del first
     assert gradient_like(torch.zeros(6, 8)).data_ptr() != place
     del held
     release_gradient_memory()
-    assert gradient_memory._blocks == []
+    assert not gradient_memory._blocks
 
 
 def test_shape_dtype_and_layout() -> None:
@@ -57,6 +59,33 @@ def test_few_unused_blocks_are_kept() -> None:
     assert len(gradient_memory._blocks) == gradient_memory.KEPT_BLOCKS
     gradient_like(torch.zeros(10))  # less than half of any: a block of its own
     assert min(block.nbytes for block in gradient_memory._blocks) == 40
+
+
+def test_many_at_once_are_not_all_kept() -> None:
+    several = [gradient_like(torch.zeros(100)) for _ in range(9)]
+    del several
+    for _ in range(3):
+        gradient_like(torch.zeros(100))
+    assert len(gradient_memory._blocks) <= gradient_memory.KEPT_BLOCKS
+
+
+def test_other_modes() -> None:
+    with torch.device("meta"):
+        assert gradient_like(torch.zeros(3, device="cpu")).device.type == "cpu"
+    with FakeTensorMode():
+        assert gradient_like(torch.zeros(3)).shape == (3,)
+
+
+def test_threads_get_blocks_of_their_own() -> None:
+    def work(number: int) -> bool:
+        ok = True
+        for _ in range(200):
+            mine = gradient_like(torch.zeros(50)).fill_(number)
+            ok &= (mine == number).all().item()
+        return ok
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 def steps(count: int) -> list[torch.Tensor]:

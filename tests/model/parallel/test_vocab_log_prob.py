@@ -72,9 +72,14 @@ def logits(dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[torch.Ten
     return student.to(dtype).requires_grad_(), teacher.to(dtype).requires_grad_()
 
 
-def value_and_gradients(rows: Rows, parallel: bool = False, cut: slice = slice(None)) -> list[torch.Tensor]:
-    """Rows, and the gradients of a weighted sum of them with respect to (a slice of) both logits."""
-    student, teacher = (x.detach()[..., cut].clone().requires_grad_() for x in logits())
+def value_and_gradients(rows: Rows, parallel: bool = False, cut: slice = slice(None),
+                        lowered: dict[int, float] | None = None) -> list[torch.Tensor]:
+    """Rows, and the gradients of a weighted sum of them with respect to (a slice of) both logits. ``lowered``: what is
+    added to the first six columns of the student's (0) and the teacher's (1) logits."""
+    both = [x.detach().clone() for x in logits()]
+    for side, by in (lowered or {}).items():
+        both[side][..., :6] += by
+    student, teacher = (x[..., cut].clone().requires_grad_() for x in both)
     value = rows(student, teacher, parallel)
     weights = torch.linspace(0.1, 2.0, value.numel(), dtype=value.dtype).view(value.shape)
     (value * weights).sum().backward()
@@ -251,6 +256,85 @@ def test_ranks_agree_with_one(name: str, edges: tuple[int, ...]) -> None:
     for index in (1, 2):
         torch.testing.assert_close(torch.cat([result[index] for result in results], dim=-1), whole[index],
                                    rtol=1e-12, atol=1e-12)
+
+
+def lowered_results(name: str, lowered: dict[int, float]) -> list[torch.Tensor]:
+    return value_and_gradients(BOTH[name][0], parallel=True, cut=cut_columns((0, 6, 12)), lowered=lowered)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("lowered", [{0: -130.0}, {1: -130.0}, {0: -9000.0, 1: -9000.0}, {1: -torch.inf},
+                                     {0: -torch.inf, 1: -torch.inf}], ids=str)
+@pytest.mark.parametrize("name", ["kl", "ce", "entropy", "hard"])
+def test_a_rank_without_probability(name: str, lowered: dict[int, float]) -> None:
+    """Its slice is far below the other's, in the student, the teacher or both: as with one rank, and nothing is NaN."""
+    if name == "hard" and lowered.get(0, 0.0) == -torch.inf:
+        pytest.skip("a label without probability: the loss is infinite")
+    whole = value_and_gradients(BOTH[name][0], lowered=lowered)
+    assert whole[0].isfinite().all()
+    results = run_distributed(lowered_results, 2, name, lowered, model_parallel_size=2)
+    for value, *_ in results:
+        torch.testing.assert_close(value, whole[0], rtol=1e-12, atol=1e-12)
+    for index in (1, 2):
+        torch.testing.assert_close(torch.cat([result[index] for result in results], dim=-1), whole[index],
+                                   rtol=1e-12, atol=1e-12)
+
+
+def all_low_results() -> torch.Tensor:
+    x = torch.full((1, 3), -torch.inf if parallel_state().model_rank == 0 else -900.0, requires_grad=True)
+    hard_label_rows(x, torch.tensor([4]), parallel=True).sum().backward()
+    return x.grad
+
+
+@pytest.mark.distributed
+def test_a_rank_without_probability_beside_one_with_low_logits() -> None:
+    first, second = run_distributed(all_low_results, 2, model_parallel_size=2)
+    torch.testing.assert_close(first, torch.zeros(1, 3))
+    torch.testing.assert_close(second, torch.tensor([[1 / 3, -2 / 3, 1 / 3]]))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_what_is_undefined_stays_undefined(name: str) -> None:
+    """A NaN in one row: its loss and gradients are NaN, those of the other rows are not."""
+    for side in (0, 1):
+        both = [x.detach().clone() for x in logits()]
+        both[side][0, 2, 3] = torch.nan
+        for x in both:
+            x.requires_grad_()
+        rows = BOTH[name][0](*both)
+        rows.sum().backward()
+        reads = side == 0 or name not in ("entropy", "hard")
+        for found in [rows, *(x.grad.sum(dim=-1) for x in both if x.grad is not None)]:
+            undefined = found.isnan()
+            assert undefined[0, 2].item() == reads and undefined.sum() == reads
+
+
+@pytest.mark.parametrize("shift", [1e4, -1e4])
+@pytest.mark.parametrize("name", ["kl", "ce", "entropy", "hard"])
+def test_double_precision_far_from_zero(name: str, shift: float) -> None:
+    moved = [(x.detach() + shift).requires_grad_() for x in logits()]
+    for x in moved:
+        x.data = x.data.float().double()  # differences are exact
+    near = [(x.detach() - shift).requires_grad_() for x in moved]
+    rows = [BOTH[name][0](*both) for both in (moved, near)]
+    torch.testing.assert_close(*rows, rtol=1e-11, atol=1e-11)
+    for value in rows:
+        value.sum().backward()
+    torch.testing.assert_close(moved[0].grad, near[0].grad, rtol=1e-11, atol=1e-11)
+
+
+def test_confident_labels() -> None:
+    """The loss is never negative, and small weights keep their digits."""
+    student = 0.1 * torch.randn(64, 30, generator=torch.Generator().manual_seed(0)) + 35.0
+    target = torch.arange(64) % 30
+    student.scatter_add_(-1, target.unsqueeze(-1), torch.linspace(0, 30, 64).unsqueeze(-1))
+    leaf, reference = student.requires_grad_(), student.detach().double().requires_grad_()
+    rows = hard_label_rows(leaf, target)
+    assert (rows >= 0).all()
+    (1e-14 * rows).sum().backward()
+    (1e-14 * torch.nn.functional.cross_entropy(reference, target, reduction="none")).sum().backward()
+    others = torch.ones_like(student, dtype=torch.bool).scatter(-1, target.unsqueeze(-1), False)
+    torch.testing.assert_close(leaf.grad[others].double(), reference.grad[others], rtol=1e-5, atol=0.0)
 
 
 def rank_stays_whole() -> bool:
