@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -220,9 +219,7 @@ def _start_worker(encoder: ChunkEncoder, parent: int) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its thread pool does not survive a fork
-    end_with_parent()
-    if os.getppid() != parent:  # it died before that
-        os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent(parent)
 
 
 def _work(chunk: Chunk) -> Encoded:
