@@ -81,6 +81,10 @@ def scratch_chunks(count: int, dtype: torch.dtype, x: torch.Tensor,
         yield buffers if rows == step else [buffer[:rows] for buffer in buffers], *chunks
 
 
+def _given(*tensors: torch.Tensor | None) -> Iterator[torch.Tensor]:
+    return (tensor for tensor in tensors if tensor is not None)
+
+
 def as_rows(x: torch.Tensor) -> torch.Tensor:
     """[..., v] -> [n, v], a view where the layout allows it."""
     return x.reshape(-1, x.shape[-1])
@@ -143,16 +147,6 @@ def centred(logits: torch.Tensor, offset: torch.Tensor, temperature: float, out:
     if logits.dtype != out.dtype:
         logits = out.copy_(logits)
     return torch.add(offset, logits, alpha=1.0 / temperature, out=out)
-
-
-def _exp_uncentred(logits: torch.Tensor, out: torch.Tensor, total: torch.Tensor) -> bool:
-    """``exp(z)`` of a chunk in ``out`` and its sums in ``total`` [r, 1]; False where a sum is near an end of float32's
-    range, so that the largest logit has to be subtracted. On a CPU that saves two passes, almost always."""
-    if out.device.type != "cpu":  # to look at the sums would be to wait for them
-        return False
-    torch.exp(logits if logits.dtype == out.dtype else out.copy_(logits), out=out)
-    lowest, highest = torch.sum(out, dim=-1, keepdim=True, out=total).aminmax()
-    return SMALLEST_SUM < lowest.item() and highest.item() < LARGEST_SUM
 
 
 def summed(rows: torch.Tensor, parallel: bool) -> torch.Tensor:
@@ -243,7 +237,7 @@ class SoftLabelSums:
         """Read both logits [n, v/p]; ``early`` takes student minus teacher probabilities, if the whole softmax is
         here."""
         of_rows = (teacher, self.student.offset, self.student.total, self.teacher.offset, self.teacher.total,
-                   self.product, *(() if early is None else (early,)))
+                   self.product, *_given(early))
         for (s, t, e), s_logits, t_logits, s_offset, s_total, t_offset, t_total, product, *difference in scratch_chunks(
                 3, self.dtype, student, *of_rows):
             centre(s_logits, self.temperature, s_offset, s)
@@ -368,13 +362,29 @@ class HardLabelSums:
 
     def read(self, logits: torch.Tensor, early: torch.Tensor | None = None) -> None:
         """``early`` takes the exponentials ``exp(z + offset)``."""
-        of_rows = (self.softmax.offset, self.softmax.total, *(() if early is None else (early,)))
-        for (scratch,), z, offset, total, *out in scratch_chunks(1, self.dtype, logits, *of_rows):
+        total = self.softmax.total
+        if logits.device.type != "cpu":  # to look at the sums would be to wait for them
+            self._read_centred(logits, early, torch.ones_like(total, dtype=torch.bool, device="cpu"))
+            return
+        self._read_uncentred(logits, early)
+        needs_centre = ~((total > SMALLEST_SUM) & (total < LARGEST_SUM))
+        if needs_centre.any():
+            self._read_centred(logits, early, needs_centre)
+
+    def _read_uncentred(self, logits: torch.Tensor, early: torch.Tensor | None) -> None:
+        """With offset 0, which saves two passes, and suits almost always."""
+        self.softmax.offset.zero_()
+        for (scratch,), z, total, *out in scratch_chunks(1, self.dtype, logits, self.softmax.total, *_given(early)):
             exponentials = out[0] if out else scratch
-            if _exp_uncentred(z, exponentials, total):
-                offset.zero_()
-            else:
-                torch.exp(centre(z, 1.0, offset, scratch), out=exponentials)
+            torch.exp(z if z.dtype == self.dtype else exponentials.copy_(z), out=exponentials)
+            torch.sum(exponentials, dim=-1, keepdim=True, out=total)
+
+    def _read_centred(self, logits: torch.Tensor, early: torch.Tensor | None, wanted: torch.Tensor) -> None:
+        """The chunks with rows that are ``wanted`` [n, 1], which lies on the CPU."""
+        of_rows = (wanted, self.softmax.offset, self.softmax.total, *_given(early))
+        for (scratch,), z, is_wanted, offset, total, *out in scratch_chunks(1, self.dtype, logits, *of_rows):
+            if is_wanted.any():
+                exponentials = torch.exp(centre(z, 1.0, offset, scratch), out=out[0] if out else scratch)
                 torch.sum(exponentials, dim=-1, keepdim=True, out=total)
 
     def finish(self, logits: torch.Tensor) -> torch.Tensor:
@@ -434,12 +444,12 @@ class _SquaredError(torch.autograd.Function):
         dtype, ctx.teacher_weight = compute_dtype(student, teacher), teacher_weight
         early = EarlyGradient.of(ctx, student, dtype, wanted=with_grad, parallel=False)  # no other rank is needed
         loss = torch.empty(student.shape[0], dtype=dtype, device=student.device)
-        of_rows = (teacher, loss, *(() if early is None else (early,)))
-        for scratch, s, t, rows, *out in scratch_chunks(int(early is None), dtype, student, *of_rows):
-            difference = _difference(s, t, teacher_weight, *(out or scratch))
-            rows.copy_(torch.linalg.vecdot(difference, difference))
+        for scratch, s, t, norm, *out in scratch_chunks(int(early is None), dtype, student, teacher, loss,
+                                                        *_given(early)):
+            # A norm reads its argument once, where products are written down first.
+            torch.linalg.vector_norm(_difference(s, t, teacher_weight, *(out or scratch)), dim=-1, out=norm)
         ctx.save_for_backward(student, teacher, early)
-        return summed(loss, parallel)
+        return summed(loss.square_(), parallel)
 
     @staticmethod
     @once_differentiable
