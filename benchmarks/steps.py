@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from benchmarks.losses import TAU, naive_kl, our_kl
 from benchmarks.measure import Cost, Row, Work, alternate, compare
+from distill.training.compile import compile_layer
 from model.attention import ParallelSelfAttention, additive_mask, prefix_mask
 from model.config import ModelConfig
 from model.glm import GLMModel
@@ -90,7 +91,7 @@ class _Step:
         """As ``--compile`` does where no layer is tapped."""
         for model in (self.teacher, self.student):
             for layer in model.transformer.layers:
-                layer.compile(options={"fallback_random": True})
+                compile_layer(layer)
 
     def run(self, form: str) -> None:
         loss = {"naive": self._naive, "ours": self._ours, "fused": self._fused}[form]()

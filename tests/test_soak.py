@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.faults import Fault, Nursery
-from tests.soak import Setting, Soak, differences, draw_setting
+from tests.soak import Different, Setting, Soak, check_codes, differences, draw_setting
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +53,12 @@ def test_every_bit_counts() -> None:
     next_float = torch.nextafter(torch.tensor([1.0]), torch.tensor([2.0]))
     found = list(differences(one, {"a": [next_float, math.nextafter(0.1, 1)], "c": None}))
     assert [path for path, _ in found] == ["/a/0", "/a/1", "/b", "/c"]
+
+
+def test_who_may_be_done_when_another_rank_is_killed() -> None:
+    last_file = Fault("kill", "change", 38, rank=0)
+    check_codes(last_file, [-9, 0])
+    check_codes(last_file, [-9, 1])
+    for fault, codes in ((last_file, [0, -9]), (last_file, [1, 1]), (Fault("kill", "step", 3, rank=0), [-9, 0])):
+        with pytest.raises(Different):
+            check_codes(fault, codes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from distill.losses.angles import angles, cosines, recomputed_by_sample
-from model.parallel.vocab_log_prob import compute_dtype
+from model.parallel.row_chunks import compute_dtype
 
 _NEVER = -1e30
 """A logit that no softmax in float32 sees."""

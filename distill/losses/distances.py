@@ -6,7 +6,8 @@ import torch
 
 from distill.losses.masking import check_partition, reduce_rows
 from model.parallel.mappings import reduce_from_model_parallel_region
-from model.parallel.vocab_log_prob import compute_dtype, global_width, squared_error_rows
+from model.parallel.row_chunks import compute_dtype
+from model.parallel.vocab_log_prob import global_width, squared_error_rows
 
 COSINE_EPSILON = 1e-12
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from distill.losses.angles import angles, recomputed_by_sample
-from model.parallel.vocab_log_prob import compute_dtype
+from model.parallel.row_chunks import compute_dtype
 
 _HIDDEN = -10000.0
 """Added to the score of a pair that is not real."""

@@ -23,7 +23,8 @@ from model.parallel.mappings import (
     all_reduce,
     reduce_from_model_parallel_region,
 )
-from model.parallel.vocab_log_prob import EarlyGradient, as_rows, compute_dtype, global_width, row_chunks
+from model.parallel.row_chunks import as_rows, compute_dtype, row_chunks
+from model.parallel.vocab_log_prob import EarlyGradient, global_width
 
 
 class TopEntries(NamedTuple):

@@ -28,7 +28,7 @@ from distill.losses.distances import COSINE_EPSILON
 from distill.student import GLMStudent, Loss, Pair, TeacherSpec, register_method
 from model.parallel.groups import parallel_state
 from model.parallel.layers import ColumnParallelLinear
-from model.parallel.vocab_log_prob import compute_dtype
+from model.parallel.row_chunks import compute_dtype
 from model.taps import Hook, tapped
 
 NORM_EPSILON = 1e-12

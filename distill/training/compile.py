@@ -39,10 +39,15 @@ def compile_layers(context: StepContext, device: torch.device) -> int:
         tapped = {number % len(layers) for number in range(num_layers) if request.layer_names(number)}
         for number, layer in enumerate(layers):
             if number not in tapped:
-                layer.compile(options={"fallback_random": True})
+                compile_layer(layer)
                 count += 1
     logger.info("--compile: %d layers are compiled in the first steps; tapped ones are not", count)
     return count
+
+
+def compile_layer(layer: nn.Module) -> None:
+    """In place, with the random numbers that the layer draws without it."""
+    layer.compile(options={"fallback_random": True})
 
 
 def _check(context: StepContext, device: torch.device) -> None:

@@ -22,14 +22,13 @@ from torch.autograd.function import once_differentiable
 
 from model.parallel.groups import parallel_state
 from model.parallel.mappings import copy_to_model_parallel_region
-from model.parallel.vocab_log_prob import (
+from model.parallel.row_chunks import compute_dtype, scratch_chunks
+from model.parallel.softmax_sums import (
     HardLabelSums,
     SoftLabelSums,
-    centred,
-    compute_dtype,
+    difference,
     label_gradient,
-    probability_difference,
-    scratch_chunks,
+    soft_label_gradient,
     summed,
 )
 
@@ -244,9 +243,7 @@ class _SoftmaxTerm:
 
     def gradient(self, out: torch.Tensor, q: torch.Tensor, z: torch.Tensor, t: torch.Tensor, p_offset: torch.Tensor,
                  p_factor: torch.Tensor, q_offset: torch.Tensor, q_factor: torch.Tensor) -> torch.Tensor:
-        centred(z, p_offset, self.temperature, out).exp_()
-        centred(t, q_offset, self.temperature, q).exp_()
-        return probability_difference(out, q, p_factor, q_factor, out)
+        return soft_label_gradient(out, q, z, t, self.temperature, p_offset, p_factor, q_offset, q_factor)
 
 
 class _SquareTerm:
@@ -255,15 +252,15 @@ class _SquareTerm:
     def __init__(self, z: torch.Tensor, t: torch.Tensor, parallel: bool, dtype: torch.dtype) -> None:
         self.rows = torch.empty(len(z), dtype=dtype, device=z.device)
         for (x,), z_rows, t_rows, rows in scratch_chunks(1, dtype, z, t, self.rows):
-            torch.sum(x.copy_(z_rows).sub_(t_rows).square_(), dim=-1, out=rows)
-        self.rows = summed(self.rows, parallel)
+            torch.linalg.vector_norm(difference(z_rows, t_rows, 1.0, x), dim=-1, out=rows)
+        self.rows = summed(self.rows.square_(), parallel)
 
     def weighted(self, t: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return t, 2.0 * weight
 
     def gradient(self, out: torch.Tensor, _: torch.Tensor, z: torch.Tensor, t: torch.Tensor,
                  weight: torch.Tensor) -> torch.Tensor:
-        return out.copy_(z).sub_(t).mul_(weight)
+        return difference(z, t, 1.0, out).mul_(weight)
 
 
 def _soft_term(z: torch.Tensor, t: torch.Tensor, soft: SoftTarget, parallel: bool,

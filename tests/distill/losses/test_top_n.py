@@ -13,7 +13,7 @@ from distill.losses.top_n import (
     top_entries,
     vocabulary_size,
 )
-from model.parallel import vocab_log_prob
+from model.parallel import row_chunks
 from model.parallel.groups import parallel_state
 from tests.helpers.distributed import run_distributed
 
@@ -47,7 +47,7 @@ def hinge_oracle(n: int, mask: torch.Tensor) -> tuple[list[float], int]:
 @pytest.mark.parametrize("n", [1, 4, V])
 @pytest.mark.parametrize("mask", [torch.ones(B, S), MASK], ids=["whole", "masked"])
 def test_hinge_loops(n: int, mask: torch.Tensor, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocab_log_prob, "CPU_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(row_chunks, "CPU_CHUNK_ELEMENTS", chunk)
     student, teacher = logits()
     sums, count = hinge_oracle(n, mask)
     hinge, number, _ = threshold_hinge(student, top_entries(teacher, n), mask=mask)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.parallel import vocab_log_prob
+from model.parallel import row_chunks
 from model.parallel.cross_entropy import vocab_parallel_cross_entropy
 from model.parallel.groups import parallel_state
 from model.parallel.mappings import all_gather_last
@@ -89,7 +89,7 @@ def value_and_gradients(rows: Rows, parallel: bool = False, cut: slice = slice(N
 @pytest.mark.parametrize("chunk", [1, 30, 1 << 20], ids=["row by row", "two rows", "at once"])
 @pytest.mark.parametrize("name", BOTH)
 def test_equals_the_plain_formula(name: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocab_log_prob, "CPU_CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(row_chunks, "CPU_CHUNK_ELEMENTS", chunk)
     ours, naive = (value_and_gradients(rows) for rows in BOTH[name])
     for left, right in zip(ours, naive, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
@@ -99,7 +99,7 @@ def test_equals_the_plain_formula(name: str, chunk: int, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["kl", "ce", "entropy", "hard"])
 def test_logits_whose_exponentials_overflow(name: str, offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """From some row on: the chunks before have been read without looking for the largest logit."""
-    monkeypatch.setattr(vocab_log_prob, "CPU_CHUNK_ELEMENTS", 24)
+    monkeypatch.setattr(row_chunks, "CPU_CHUNK_ELEMENTS", 24)
     plain, moved = (x.float() for x in logits()), []
     for x in plain:
         x = x.detach().clone()
@@ -356,7 +356,7 @@ def test_peak_memory_is_the_gradient_and_one_chunk() -> None:
     rows, width = 4096, 30592
     student = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     teacher = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16)
-    chunk = vocab_log_prob.ACCELERATOR_CHUNK_ELEMENTS * 4
+    chunk = row_chunks.ACCELERATOR_CHUNK_ELEMENTS * 4
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     start = torch.cuda.memory_allocated()
