@@ -281,6 +281,7 @@ def _enter(job: Job) -> None:
         dist.init_process_group("gloo", init_method=f"file://{job.folder}/rendezvous", rank=job.rank,
                                 world_size=job.world_size, timeout=timedelta(seconds=job.timeout))
         groups.initialize_model_parallel(job.model_parallel_size)
+        dist.barrier()  # a function that needs no other rank would leave while they still connect
 
 
 def _leave() -> None:
